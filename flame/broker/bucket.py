@@ -1,0 +1,119 @@
+"""Key-value buckets on JetStream, compatible with the `nats kv` command."""
+
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING, Any, Final
+
+from flame.broker.errors import NoMessage, NotAcknowledged, RevisionConflict
+from flame.broker.seam import Entry, EntryHandler, Listener, StoredMessage, Subscription
+from flame.broker.watch import Watch, read_all
+from flame.broker.wire import API_TIMEOUT_S, EXPECTED_REVISION, KV_MARKER, KV_OPERATION, ROLLUP, TTL, call
+from flame.errors import FlameError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from nats.aio.client import Client
+
+    from flame.broker.publisher import Publisher
+
+MARKER_TTL: Final = "3600s"
+"""How long a deletion is kept for watchers that were away; those away longer read everything again."""
+
+
+def bucket_stream(name: str) -> str:
+    """The stream under a bucket."""
+    return f"KV_{name}"
+
+
+async def read_message(nc: Client, stream: str, which: Mapping[str, object], what: str) -> StoredMessage | None:
+    """Read a stored message from the stream's leader; ``None`` if there is none."""
+    message = await _read(nc, stream, which, what)
+    return None if message is None else _stored(message)
+
+
+async def _read(nc: Client, stream: str, which: Mapping[str, object], what: str) -> dict[str, Any] | None:
+    try:
+        answer = await call(nc, f"STREAM.MSG.GET.{stream}", which, what)
+    except NoMessage:
+        return None
+    message: dict[str, Any] = answer["message"]
+    return message
+
+
+def _stored(message: dict[str, Any]) -> StoredMessage:
+    return StoredMessage(message["subject"], base64.b64decode(message.get("data", "")), int(message["seq"]))
+
+
+def _marks_deletion(message: dict[str, Any]) -> bool:
+    headers = base64.b64decode(message.get("hdrs", "")).decode("utf-8", "replace")
+    return f"{KV_OPERATION}:" in headers or f"{KV_MARKER}:" in headers
+
+
+class JetStreamBucket:
+    """One bucket."""
+
+    def __init__(self, nc: Client, publisher: Publisher, name: str, on_reconnect: Callable[[Listener], Any]) -> None:
+        """Bind to a bucket; nothing is sent."""
+        self._nc = nc
+        self._publisher = publisher
+        self._stream = bucket_stream(name)
+        self._prefix = f"$KV.{name}."
+        self._on_reconnect = on_reconnect
+
+    async def get(self, key: str) -> Entry | None:
+        """See `flame.broker.seam.Bucket.get`."""
+        message = await self._last(key)
+        if message is None or _marks_deletion(message):
+            return None
+        stored = _stored(message)
+        return Entry(key, stored.data, stored.sequence)
+
+    async def create(self, key: str, value: bytes) -> int:
+        """See `flame.broker.seam.Bucket.create`."""
+        try:
+            return await self._write(key, value, {EXPECTED_REVISION: "0"})
+        except RevisionConflict:
+            message = await self._last(key)
+            if message is None or not _marks_deletion(message):
+                raise
+            return await self._write(key, value, {EXPECTED_REVISION: str(message["seq"])})
+
+    async def update(self, key: str, value: bytes, revision: int) -> int:
+        """See `flame.broker.seam.Bucket.update`."""
+        return await self._write(key, value, {EXPECTED_REVISION: str(revision)})
+
+    async def put(self, key: str, value: bytes) -> int:
+        """See `flame.broker.seam.Bucket.put`."""
+        return await self._write(key, value, None)
+
+    async def delete(self, key: str, revision: int | None = None) -> None:
+        """See `flame.broker.seam.Bucket.delete`."""
+        headers = {KV_OPERATION: "PURGE", ROLLUP: "sub", TTL: MARKER_TTL}
+        if revision is not None:
+            headers[EXPECTED_REVISION] = str(revision)
+        await self._write(key, b"", headers)
+
+    async def entries(self, pattern: str = ">") -> list[Entry]:
+        """See `flame.broker.seam.Bucket.entries`."""
+        return await read_all(self._nc, self._stream, self._prefix, pattern)
+
+    async def watch(self, pattern: str, handler: EntryHandler, on_repair: Listener | None = None) -> Subscription:
+        """See `flame.broker.seam.Bucket.watch`."""
+        watch = Watch(self._nc, self._stream, self._prefix, pattern, handler, on_repair, self._on_reconnect)
+        await watch.start()
+        return watch
+
+    async def _last(self, key: str) -> dict[str, Any] | None:
+        subject = self._prefix + key
+        return await _read(self._nc, self._stream, {"last_by_subj": subject}, f"read {subject}")
+
+    async def _write(self, key: str, value: bytes, headers: dict[str, str] | None) -> int:
+        future = await self._publisher.publish(self._prefix + key, value, API_TIMEOUT_S, headers)
+        try:
+            return await future
+        except NotAcknowledged:
+            raise
+        except FlameError as error:
+            raise type(error)(f"write {self._prefix}{key}: {error}") from error

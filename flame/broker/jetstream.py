@@ -1,0 +1,492 @@
+"""The broker on NATS JetStream."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from nats import errors as nats_errors
+from nats.aio.client import Client
+
+from flame.broker.bucket import JetStreamBucket, bucket_stream, read_message
+from flame.broker.errors import BrokerError, ConsumerMissing, StreamMissing
+from flame.broker.publisher import Publisher
+from flame.broker.puller import JetStreamPuller
+from flame.broker.seam import (
+    ConsumerState,
+    Listener,
+    LiveHandler,
+    LiveMessage,
+    RequestHandler,
+    StoredMessage,
+    StreamState,
+    SubjectHandler,
+    Subscription,
+)
+from flame.broker.wire import (
+    ACK,
+    IN_PROGRESS,
+    NAK,
+    SECOND_NS,
+    STORED_SUBJECT,
+    call,
+    map_client_error,
+    request,
+)
+from flame.errors import BrokerUnavailable, ConfigurationError
+from flame.logs import get_logger
+from flame.protocol import defaults
+from flame.protocol.topology import BucketSpec, ConsumerSpec, Retention, StreamSpec
+
+if TYPE_CHECKING:
+    from nats.aio.msg import Msg
+    from nats.aio.subscription import Subscription as NatsSubscription
+    from nats.micro.request import Request
+    from nats.micro.service import Service
+
+log = get_logger("flame.broker")
+
+PING_INTERVAL_S: Final = 5
+RECONNECT_WAIT_S: Final = 0.1
+_SCHEMES: Final = ("nats", "tls", "ws", "wss")
+
+
+def check_endpoint(endpoint: str) -> list[str]:
+    """Split ``nats://host:port[,…]`` into servers; raise `ConfigurationError` if it is none."""
+    servers = [part.strip() for part in endpoint.split(",") if part.strip()]
+    for server in servers or [endpoint]:
+        try:
+            parts = urlsplit(server)
+            legal = parts.scheme in _SCHEMES and parts.hostname and (parts.port is None or parts.port > 0)
+        except ValueError:
+            legal = False
+        if not legal:
+            raise ConfigurationError(f"endpoint {server!r}: expected nats://HOST:PORT[,nats://HOST:PORT…]")
+    return servers
+
+
+async def connect(
+    endpoint: str, *, name: str = "flame", timeout_s: float = defaults.CONNECT_TIMEOUT_S
+) -> JetStreamBroker:
+    """Connect to a broker, or raise `BrokerUnavailable` within ``timeout_s`` that says what is wrong.
+
+    A connection that is lost later is made again for as long as it takes.
+    """
+    servers = check_endpoint(endpoint)
+    broker = JetStreamBroker(Client(), _without_credentials(servers))
+    try:
+        async with asyncio.timeout(timeout_s):
+            await broker.open(servers, name)
+    except TimeoutError:
+        await broker.close()
+        raise BrokerUnavailable(f"no NATS server answered at {broker.endpoint} within {timeout_s:g} s") from None
+    except BaseException:
+        await broker.close()
+        raise
+    return broker
+
+
+def _without_credentials(servers: list[str]) -> str:
+    return ",".join(f"{urlsplit(s).scheme}://{urlsplit(s).netloc.rpartition('@')[2]}" for s in servers)
+
+
+class JetStreamBroker:
+    """One connection to NATS with JetStream; see `flame.broker.seam.Broker` for what each operation does."""
+
+    def __init__(self, client: Client, endpoint: str) -> None:
+        """Hold an unconnected client; use `connect`."""
+        self._nc = client
+        self._endpoint = endpoint
+        self._publisher: Publisher
+        self._on_reconnect: list[Listener] = []
+        self._last_error: Exception | None = None
+        self._closing = False
+        self._answering: set[asyncio.Task[None]] = set()
+
+    # ---- the connection
+
+    async def open(self, servers: list[str], name: str) -> None:
+        """Connect once, at every server, then keep reconnecting for ever."""
+        try:
+            await self._nc.connect(
+                servers,
+                name=name,
+                error_cb=self._report_error,
+                reconnected_cb=self._reconnected,
+                disconnected_cb=self._disconnected,
+                closed_cb=self._closed,
+                ping_interval=PING_INTERVAL_S,
+                connect_timeout=2,
+                reconnect_time_wait=0,
+                max_reconnect_attempts=1,
+                inbox_prefix="_INBOX",
+            )
+        except (nats_errors.Error, OSError, asyncio.IncompleteReadError) as error:
+            cause = self._last_error or error
+            raise BrokerUnavailable(
+                f"no NATS server answers at {self._endpoint} ({_plain(cause)}): is the cluster up? `flmctl up` starts one here"
+            ) from error
+        self._nc.options["max_reconnect_attempts"] = -1
+        self._nc.options["reconnect_time_wait"] = RECONNECT_WAIT_S
+        await call(self._nc, "INFO", None, f"connect to {self._endpoint}")
+        self._publisher = Publisher(self._nc)
+        await self._publisher.start()
+
+    @property
+    def endpoint(self) -> str:
+        """See `flame.broker.seam.Broker.endpoint`."""
+        return self._endpoint
+
+    @property
+    def connected(self) -> bool:
+        """See `flame.broker.seam.Broker.connected`."""
+        return self._nc.is_connected
+
+    async def close(self) -> None:
+        """See `flame.broker.seam.Broker.close`."""
+        if self._closing:
+            return
+        self._closing = True
+        for task in self._answering:
+            task.cancel()
+        if hasattr(self, "_publisher"):
+            self._publisher.stop("the connection was closed")
+        with contextlib.suppress(nats_errors.Error, OSError):
+            await self._nc.close()
+
+    def on_reconnect(self, listener: Listener) -> Callable[[], None]:
+        """See `flame.broker.seam.Broker.on_reconnect`."""
+        self._on_reconnect.append(listener)
+
+        def forget() -> None:
+            with contextlib.suppress(ValueError):
+                self._on_reconnect.remove(listener)
+
+        return forget
+
+    async def _report_error(self, error: Exception) -> None:
+        self._last_error = error
+        if isinstance(error, nats_errors.SlowConsumerError):
+            log.warning("a subscription fell behind and lost a message", subject=error.subject)
+        else:
+            log.debug("connection error", error=_plain(error))
+
+    async def _disconnected(self) -> None:
+        if not self._closing:
+            log.debug("disconnected", endpoint=self._endpoint)
+
+    async def _reconnected(self) -> None:
+        log.debug("reconnected", endpoint=self._endpoint)
+        for listener in tuple(self._on_reconnect):
+            listener()
+
+    async def _closed(self) -> None:
+        if not self._closing:
+            log.error("the connection is closed for good", endpoint=self._endpoint, error=_plain(self._last_error))
+            if hasattr(self, "_publisher"):
+                self._publisher.stop("the connection is closed for good")
+
+    # ---- live messages
+
+    async def publish(self, subject: str, data: bytes) -> None:
+        """See `flame.broker.seam.Broker.publish`."""
+        try:
+            await self._nc.publish(subject, data)
+        except (nats_errors.Error, OSError) as error:
+            raise map_client_error(f"publish on {subject}", error) from error
+
+    async def subscribe(self, subject: str, handler: LiveHandler) -> Subscription:
+        """See `flame.broker.seam.Broker.subscribe`."""
+
+        async def on_message(msg: Msg) -> None:
+            headers = msg.headers
+            handler(LiveMessage(msg.subject, msg.data, headers.get(STORED_SUBJECT, "") if headers else ""))
+
+        return _Subscription(await self._subscribe(subject, cb=on_message))
+
+    async def first(self, subject: str) -> tuple[asyncio.Future[None], Subscription]:
+        """See `flame.broker.seam.Broker.first`."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        # A subscription with a future has no task of its own.
+        subscription = await self._subscribe(subject, future=future, max_msgs=1)
+        try:
+            await subscription.unsubscribe(1)
+        except nats_errors.Error as error:
+            raise map_client_error(f"subscribe to {subject}", error) from error
+        return future, _Subscription(subscription)
+
+    async def request(self, subject: str, data: bytes, timeout_s: float) -> bytes:
+        """See `flame.broker.seam.Broker.request`."""
+        message = await request(self._nc, subject, data, timeout_s, f"request to {subject}")
+        answer: bytes = message.data
+        return answer
+
+    async def answer(self, subject: str, handler: SubjectHandler) -> Subscription:
+        """See `flame.broker.seam.Broker.answer`."""
+
+        async def on_message(msg: Msg) -> None:
+            self._spawn(self._answer(msg, handler))
+
+        return _Subscription(await self._subscribe(subject, cb=on_message))
+
+    async def serve(self, name: str, version: str, prefix: str, verbs: Mapping[str, RequestHandler]) -> Subscription:
+        """See `flame.broker.seam.Broker.serve`."""
+        from nats.micro import add_service  # only schedulers serve
+
+        try:
+            service = await add_service(self._nc, name=name, version=version)
+            for verb, handler in verbs.items():
+                endpoint = self._endpoint_of(handler)
+                await service.add_endpoint(name=verb, subject=f"{prefix}.{verb}", handler=endpoint)
+        except (nats_errors.Error, OSError) as error:
+            raise map_client_error(f"serve {prefix}", error) from error
+        return _Service(service)
+
+    def _endpoint_of(self, handler: RequestHandler) -> Callable[[Request], Any]:
+        async def respond(call: Request) -> None:
+            with contextlib.suppress(nats_errors.Error):
+                await call.respond(await handler(call.data))
+
+        async def endpoint(call: Request) -> None:
+            self._spawn(respond(call))
+
+        return endpoint
+
+    async def _answer(self, msg: Msg, handler: SubjectHandler) -> None:
+        answer = await handler(msg.subject, msg.data)
+        if msg.reply:
+            with contextlib.suppress(nats_errors.Error):
+                await self._nc.publish(msg.reply, answer)
+
+    def _spawn(self, coroutine: Any) -> None:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)
+        self._answering.add(task)
+        task.add_done_callback(self._answered)
+
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        self._answering.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a request handler failed", error=repr(error), exc_info=error)
+
+    async def _subscribe(self, subject: str, **options: Any) -> NatsSubscription:
+        try:
+            return await self._nc.subscribe(subject, **options)
+        except (nats_errors.Error, OSError) as error:
+            raise map_client_error(f"subscribe to {subject}", error) from error
+
+    # ---- streams
+
+    async def ensure_stream(self, spec: StreamSpec) -> None:
+        """See `flame.broker.seam.Broker.ensure_stream`."""
+        await self._ensure(spec.name, _stream_config(spec))
+
+    async def _ensure(self, name: str, config: dict[str, Any]) -> None:
+        what = f"create stream {name}"
+        try:
+            await call(self._nc, f"STREAM.CREATE.{name}", config, what)
+        except BrokerError as error:
+            if "(10058)" not in str(error):  # in use with another configuration
+                raise
+            await call(self._nc, f"STREAM.UPDATE.{name}", config, f"update stream {name}")
+
+    async def delete_stream(self, name: str) -> None:
+        """See `flame.broker.seam.Broker.delete_stream`."""
+        with contextlib.suppress(StreamMissing):
+            await call(self._nc, f"STREAM.DELETE.{name}", None, f"delete stream {name}")
+
+    async def stream_state(self, name: str) -> StreamState:
+        """See `flame.broker.seam.Broker.stream_state`."""
+        state = (await call(self._nc, f"STREAM.INFO.{name}", None, f"state of stream {name}"))["state"]
+        return StreamState(int(state["messages"]), int(state["last_seq"]))
+
+    async def subjects(self, stream: str, pattern: str) -> dict[str, int]:
+        """See `flame.broker.seam.Broker.subjects`."""
+        counts: dict[str, int] = {}
+        while True:
+            body = {"subjects_filter": pattern, "offset": len(counts)}
+            answer = await call(self._nc, f"STREAM.INFO.{stream}", body, f"subjects of stream {stream}")
+            page = answer["state"].get("subjects") or {}
+            counts.update(page)
+            if not page or len(counts) >= int(answer.get("total", 0)):
+                return counts
+
+    async def first_stored(self, stream: str, pattern: str) -> StoredMessage | None:
+        """See `flame.broker.seam.Broker.first_stored`."""
+        return await read_message(self._nc, stream, {"seq": 1, "next_by_subj": pattern}, f"read {pattern}")
+
+    async def begin_store(
+        self, subject: str, data: bytes, timeout_s: float, then_acknowledge: str = ""
+    ) -> asyncio.Future[int]:
+        """See `flame.broker.seam.Broker.begin_store`."""
+        return await self._publisher.publish(subject, data, timeout_s, then_acknowledge=then_acknowledge)
+
+    async def store(self, subject: str, data: bytes, timeout_s: float) -> int:
+        """See `flame.broker.seam.Broker.store`."""
+        return await (await self._publisher.publish(subject, data, timeout_s))
+
+    async def last(self, stream: str, subject: str) -> StoredMessage | None:
+        """See `flame.broker.seam.Broker.last`."""
+        return await read_message(self._nc, stream, {"last_by_subj": subject}, f"read {subject}")
+
+    async def purge(self, stream: str, pattern: str, up_to: int = 0) -> int:
+        """See `flame.broker.seam.Broker.purge`."""
+        body: dict[str, Any] = {"filter": pattern}
+        if up_to:
+            body["seq"] = up_to + 1
+        answer = await call(self._nc, f"STREAM.PURGE.{stream}", body, f"purge {pattern}")
+        return int(answer.get("purged", 0))
+
+    # ---- consumers
+
+    async def create_consumer(self, spec: ConsumerSpec) -> None:
+        """See `flame.broker.seam.Broker.create_consumer`."""
+        config = {
+            "durable_name": spec.name,
+            "deliver_policy": "all",
+            "ack_policy": "explicit",
+            "ack_wait": int(spec.ack_wait_s * SECOND_NS),
+            "max_deliver": -1,
+            "max_ack_pending": -1,
+            "max_waiting": spec.max_waiting,
+            "filter_subject": spec.filter_subject,
+            "replay_policy": "instant",
+            "mem_storage": True,
+            "num_replicas": spec.replicas,
+        }
+        body = {"stream_name": spec.stream, "config": config}
+        await call(self._nc, f"CONSUMER.DURABLE.CREATE.{spec.stream}.{spec.name}", body, f"create consumer {spec.name}")
+
+    async def delete_consumer(self, stream: str, name: str) -> None:
+        """See `flame.broker.seam.Broker.delete_consumer`."""
+        with contextlib.suppress(ConsumerMissing, StreamMissing):
+            await call(self._nc, f"CONSUMER.DELETE.{stream}.{name}", None, f"delete consumer {name}")
+
+    async def consumer_state(self, stream: str, name: str) -> ConsumerState:
+        """See `flame.broker.seam.Broker.consumer_state`."""
+        info = await call(self._nc, f"CONSUMER.INFO.{stream}.{name}", None, f"state of consumer {name}")
+        return _consumer_state(info)
+
+    async def consumers(self, stream: str) -> list[ConsumerState]:
+        """See `flame.broker.seam.Broker.consumers`."""
+        found: list[ConsumerState] = []
+        while True:
+            body = {"offset": len(found)}
+            answer = await call(self._nc, f"CONSUMER.LIST.{stream}", body, f"consumers of stream {stream}")
+            page = answer.get("consumers") or []
+            found.extend(_consumer_state(info) for info in page)
+            if not page or len(found) >= int(answer.get("total", 0)):
+                return found
+
+    async def pull(self, stream: str, consumer: str) -> JetStreamPuller:
+        """See `flame.broker.seam.Broker.pull`."""
+        puller = JetStreamPuller(self._nc, stream, consumer)
+        try:
+            await puller.start()
+        except (nats_errors.Error, OSError) as error:
+            raise map_client_error(f"pull from {stream}/{consumer}", error) from error
+        puller.forget = self.on_reconnect(puller.interrupt)
+        return puller
+
+    async def acknowledge(self, handle: str) -> None:
+        """See `flame.broker.seam.Broker.acknowledge`."""
+        await self.publish(handle, ACK)
+
+    async def acknowledge_surely(self, handle: str, timeout_s: float) -> None:
+        """See `flame.broker.seam.Broker.acknowledge_surely`."""
+        await request(self._nc, handle, ACK, timeout_s, "acknowledge")
+
+    async def extend(self, handle: str) -> None:
+        """See `flame.broker.seam.Broker.extend`."""
+        await self.publish(handle, IN_PROGRESS)
+
+    async def hand_back(self, handle: str) -> None:
+        """See `flame.broker.seam.Broker.hand_back`."""
+        await self.publish(handle, NAK)
+
+    # ---- buckets
+
+    async def ensure_bucket(self, spec: BucketSpec) -> None:
+        """See `flame.broker.seam.Broker.ensure_bucket`."""
+        await self._ensure(bucket_stream(spec.name), _bucket_config(spec))
+
+    def bucket(self, name: str) -> JetStreamBucket:
+        """See `flame.broker.seam.Broker.bucket`."""
+        return JetStreamBucket(self._nc, self._publisher, name, self.on_reconnect)
+
+
+class _Subscription:
+    """A nats-py subscription behind the seam."""
+
+    def __init__(self, subscription: NatsSubscription) -> None:
+        self._subscription = subscription
+
+    async def stop(self) -> None:
+        with contextlib.suppress(nats_errors.Error, OSError):
+            await self._subscription.unsubscribe()
+
+
+class _Service:
+    """A NATS micro service behind the seam."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def stop(self) -> None:
+        with contextlib.suppress(nats_errors.Error, OSError):
+            await self._service.stop()
+
+
+def _plain(error: Exception | None) -> str:
+    return (str(error) or type(error).__name__).removeprefix("nats: ") if error is not None else "unknown"
+
+
+def _consumer_state(info: Mapping[str, Any]) -> ConsumerState:
+    return ConsumerState(str(info["name"]), int(info["num_pending"]), int(info["num_ack_pending"]))
+
+
+def _stream_config(spec: StreamSpec) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "name": spec.name,
+        "subjects": list(spec.subjects),
+        "retention": "workqueue" if spec.retention is Retention.WORK else "limits",
+        "storage": "file",
+        "discard": "new" if spec.refuse_when_full else "old",
+        "discard_new_per_subject": spec.one_per_subject and spec.refuse_when_full,
+        "max_msgs_per_subject": 1 if spec.one_per_subject else -1,
+        "max_msgs": spec.max_messages,
+        "max_bytes": spec.max_bytes,
+        "max_age": int(spec.max_age_s * SECOND_NS),
+        "max_consumers": 1_000_000 if spec.retention is Retention.WORK else -1,
+        "allow_direct": spec.direct,
+        "duplicate_window": SECOND_NS,
+        "num_replicas": spec.replicas,
+    }
+    if spec.republish is not None:
+        config["republish"] = {"src": spec.republish[0], "dest": spec.republish[1]}
+    return config
+
+
+def _bucket_config(spec: BucketSpec) -> dict[str, Any]:
+    return {
+        "name": bucket_stream(spec.name),
+        "subjects": [f"$KV.{spec.name}.>"],
+        "retention": "limits",
+        "storage": "file",
+        "discard": "new",
+        "max_msgs_per_subject": 1,
+        "max_msg_size": spec.max_value_bytes,
+        "max_age": int(spec.ttl_s * SECOND_NS),
+        "max_consumers": -1,
+        "allow_rollup_hdrs": True,
+        "allow_msg_ttl": True,
+        "deny_delete": True,
+        "allow_direct": False,
+        "duplicate_window": int(min(spec.ttl_s or 120, 120) * SECOND_NS),
+        "num_replicas": spec.replicas,
+    }
+
+

@@ -1,0 +1,148 @@
+"""Taking tasks from a pull consumer in bursts, over one inbox.
+
+A request that stands while user code blocks the loop would let the broker deliver into a socket that nobody
+reads. So nothing stands: `burst` waits for one message, asks for what else is there without waiting, and returns
+when the broker has said that this was all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from typing import TYPE_CHECKING, Final
+
+from nats import errors as nats_errors
+
+from flame.broker.errors import ConsumerMissing
+from flame.broker.seam import Delivery
+from flame.broker.wire import API, DESCRIPTION, SECOND_NS, STATUS, map_client_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nats.aio.client import Client
+    from nats.aio.msg import Msg
+    from nats.aio.subscription import Subscription
+
+HEARTBEAT_S: Final = 5.0
+_MISSED: Final = 2.5
+"""Heartbeats without a sign after which a standing request is taken for lost."""
+_MORE_TIMEOUT_S: Final = 1.0
+"""A request that doesn't wait may get no answer at all; this bounds the wait for one."""
+
+
+class JetStreamPuller:
+    """One executor's side of a consumer. One burst at a time."""
+
+    def __init__(self, nc: Client, stream: str, consumer: str) -> None:
+        """Bind to a consumer; `start` subscribes."""
+        self._nc = nc
+        self._subject = f"{API}.CONSUMER.MSG.NEXT.{stream}.{consumer}"
+        self._what = f"pull from {stream}/{consumer}"
+        self._loop = asyncio.get_running_loop()
+        self._inbox = nc.new_inbox()
+        self._subscription: Subscription | None = None
+        self._arrived: list[Delivery] = []
+        self._signal: asyncio.Future[bool] | None = None
+        self._ended = True
+        """No request is under way."""
+        self._missing: str = ""
+        self._stopped = False
+        self.forget: Callable[[], None] = lambda: None
+        """Takes the connection's listener for reconnects back."""
+
+    async def start(self) -> None:
+        """Listen for deliveries."""
+        self._subscription = await self._nc.subscribe(self._inbox, cb=self._on_message, pending_bytes_limit=0)
+
+    async def burst(self, most: int, wait_s: float) -> list[Delivery]:
+        """See `flame.broker.seam.Puller.burst`."""
+        if not self._arrived and not self._stopped:
+            await self._ask({"batch": 1, "expires": int(wait_s * SECOND_NS), **_heartbeat(wait_s)})
+            while not self._arrived and not self._ended:
+                if not await self._sign(HEARTBEAT_S * _MISSED):
+                    self._ended = True
+        if self._missing and not self._arrived:
+            missing, self._missing = self._missing, ""
+            raise ConsumerMissing(f"{self._what}: {missing}")
+        if self._arrived and not self._stopped:
+            more = min(most - len(self._arrived), self._arrived[-1].pending)
+            if more > 0:
+                wanted = len(self._arrived) + more
+                await self._ask({"batch": more, "no_wait": True})
+                while len(self._arrived) < wanted and not self._ended:
+                    if not await self._sign(_MORE_TIMEOUT_S):
+                        break
+                self._ended = True
+        arrived, self._arrived = self._arrived, []
+        return arrived
+
+    def interrupt(self) -> None:
+        """End a wait: the request that stood is gone with the connection."""
+        self._ended = True
+        self._wake()
+
+    async def stop(self) -> list[Delivery]:
+        """See `flame.broker.seam.Puller.stop`."""
+        if not self._stopped:
+            self._stopped = True
+            self.forget()
+            if self._subscription is not None and self._nc.is_connected:
+                # Not `unsubscribe`: the server has dropped our request only once this round trip is done, and what it
+                # sent before that must be handed back. Disconnected, it is redelivered after its lease instead.
+                with contextlib.suppress(nats_errors.Error):
+                    await self._subscription.drain()  # type: ignore[no-untyped-call]  # nats-py
+            self.interrupt()
+        arrived, self._arrived = self._arrived, []
+        return arrived
+
+    async def _ask(self, request: dict[str, object]) -> None:
+        self._ended = False
+        try:
+            await self._nc.publish(self._subject, json.dumps(request).encode(), self._inbox)
+        except (nats_errors.Error, OSError) as error:
+            self._ended = True
+            raise map_client_error(self._what, error) from error
+
+    async def _sign(self, limit_s: float) -> bool:
+        """Wait for anything to arrive; tell whether it did."""
+        signal: asyncio.Future[bool] = self._loop.create_future()
+        self._signal = signal
+        timer = self._loop.call_later(limit_s, self._wake, False)
+        try:
+            return await signal
+        finally:
+            timer.cancel()
+            self._signal = None
+
+    def _wake(self, arrived: bool = True) -> None:
+        if self._signal is not None and not self._signal.done():
+            self._signal.set_result(arrived)
+
+    async def _on_message(self, msg: Msg) -> None:
+        status = msg.headers.get(STATUS) if msg.headers and not msg.data else None
+        if status is None:
+            self._arrived.append(read_delivery(msg))
+        elif status == "100":
+            pass  # a heartbeat: the request stands
+        else:
+            text = (msg.headers or {}).get(DESCRIPTION, "")
+            if status == "503" or "Deleted" in text or "not found" in text.lower():
+                self._missing = text or "nobody answers for it"
+            self._ended = True
+        self._wake()
+
+
+def read_delivery(msg: Msg) -> Delivery:
+    """Read a delivery; its reply subject carries the consumer's view of it."""
+    parts = msg.reply.split(".")
+    # $JS.ACK.<stream>.<consumer>.<delivered>.<sequence>.<n>.<time>.<pending>; longer with domain and account.
+    base = 2 if len(parts) == 9 else 4
+    return Delivery(
+        msg.subject, msg.data, msg.reply, int(parts[base + 2]), int(parts[base + 3]), int(parts[base + 6])
+    )
+
+
+def _heartbeat(wait_s: float) -> dict[str, object]:
+    return {"idle_heartbeat": int(HEARTBEAT_S * SECOND_NS)} if wait_s > 2 * HEARTBEAT_S else {}

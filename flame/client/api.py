@@ -1,0 +1,49 @@
+"""The module's own functions: the same as on a `Connection`, on the running loop's default one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flame.client.default import default_connection
+from flame.client.session import Session
+from flame.client.spec import SessionSpec
+from flame.protocol import defaults
+from flame.protocol.records import ApplicationSpec
+
+
+async def create_session(
+    application: str,
+    common_data: bytes = b"",
+    *,
+    session_id: str | None = None,
+    min_instances: int | None = None,
+    max_instances: int | None = None,
+    priority: int = defaults.PRIORITY,
+    resources: str | None = None,
+) -> Session:
+    """Open a new session on the default connection; see `Connection.create_session`."""
+    connection = await default_connection()
+    return await connection.create_session(
+        application,
+        common_data,
+        session_id=session_id,
+        min_instances=min_instances,
+        max_instances=max_instances,
+        priority=priority,
+        resources=resources,
+    )
+
+
+async def open_session(session_id: str, spec: SessionSpec | None = None) -> Session:
+    """Return an open session on the default connection; see `Connection.open_session`."""
+    return await (await default_connection()).open_session(session_id, spec)
+
+
+async def close_session(session_id: str) -> None:
+    """Ask for a session's end on the default connection; see `Connection.close_session`."""
+    await (await default_connection()).close_session(session_id)
+
+
+async def register_application(name: str, spec: ApplicationSpec | dict[str, Any]) -> None:
+    """Register an application on the default connection; see `Connection.register_application`."""
+    await (await default_connection()).register_application(name, spec)

@@ -1,0 +1,271 @@
+"""A connection to a cluster: applications, sessions, executors and nodes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+from flame.broker.errors import NoResponders, NotAcknowledged
+from flame.broker.jetstream import connect as connect_broker
+from flame.broker.seam import Broker
+from flame.client.ids import TaskIds
+from flame.client.session import Session
+from flame.client.spec import SessionSpec
+from flame.config import resolve_endpoint
+from flame.errors import BrokerUnavailable, SchedulerUnavailable
+from flame.protocol import defaults, subjects
+from flame.protocol.api import (
+    ApplicationPage,
+    CloseSession,
+    ExecutorPage,
+    Info,
+    List,
+    Named,
+    NodeInfo,
+    NodePage,
+    OpenSession,
+    RegisterApplication,
+    Request,
+    SessionInfo,
+    SessionPage,
+    UnregisterApplication,
+    Verb,
+    read_answer,
+)
+from flame.protocol.records import ApplicationRecord, ApplicationSpec, ExecutorRecord, Record, SessionRecord
+from flame.protocol.subjects import check_application, check_token
+
+R = TypeVar("R", bound=Record)
+
+SCHEDULER_PATIENCE_S: Final = 3.0
+"""How long a call waits for a scheduler when none answers: one may be restarting."""
+
+
+async def connect(
+    endpoint: str | None = None, *, name: str = "flame-client", timeout_s: float = defaults.CONNECT_TIMEOUT_S
+) -> Connection:
+    """Connect to a cluster.
+
+    Args:
+        endpoint: ``nats://host:port[,…]``; ``None`` takes ``FLAME_ENDPOINT``, or ``nats://127.0.0.1:4222``.
+        name: Shown to whoever lists the broker's connections.
+        timeout_s: How long to try.
+
+    Raises:
+        ConfigurationError: The endpoint is malformed.
+        BrokerUnavailable: Nothing answers there, or no NATS server with JetStream.
+    """
+    return Connection(await connect_broker(resolve_endpoint(endpoint), name=name, timeout_s=timeout_s))
+
+
+class Connection:
+    """A connection to a cluster. Made by `connect`; belongs to the event loop it was made in."""
+
+    def __init__(self, broker: Broker) -> None:
+        """Use a connected broker; `close` closes it."""
+        self.broker = broker
+        """The seam to the broker."""
+        self.task_ids = TaskIds()
+        """Mints the ids of this client's tasks."""
+        self._sessions: set[Session] = set()
+        self._closed = False
+        self.keep_alive: object = None
+        """Something that lives as long as the connection."""
+        self._forget_reconnect = broker.on_reconnect(self._reconnected)
+
+    @property
+    def endpoint(self) -> str:
+        """Where the broker is, without credentials."""
+        return self.broker.endpoint
+
+    async def close(self) -> None:
+        """Close the connection. Sessions stay open in the cluster; what waits here for tasks gets an error."""
+        if self._closed:
+            return
+        self._closed = True
+        self._forget_reconnect()
+        for session in tuple(self._sessions):
+            await session.abandon(BrokerUnavailable("the connection was closed while the task was outstanding; it goes on"))
+        await self.broker.close()
+
+    async def __aenter__(self) -> Self:
+        """Return the connection."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close the connection."""
+        await self.close()
+
+    # ---- sessions
+
+    async def create_session(
+        self,
+        application: str,
+        common_data: bytes = b"",
+        *,
+        session_id: str | None = None,
+        min_instances: int | None = None,
+        max_instances: int | None = None,
+        priority: int = defaults.PRIORITY,
+        resources: str | None = None,
+    ) -> Session:
+        """Open a new session; see `SessionSpec` for the arguments.
+
+        Raises:
+            ApplicationNotFound: No such application is registered.
+            ApplicationDisabled: It takes no new sessions.
+            SessionExists: ``session_id`` is taken, or was and its results have not aged out.
+            InvalidArgument: A value is malformed or out of range.
+            SchedulerUnavailable: No scheduler answers.
+        """
+        spec = SessionSpec(
+            application=application,
+            common_data=common_data,
+            min_instances=min_instances,
+            max_instances=max_instances,
+            priority=priority,
+            resources=resources,
+        )
+        return await self._hold(await self.call(Verb.CREATE_SESSION, spec.request(session_id), SessionRecord))
+
+    async def open_session(self, session_id: str, spec: SessionSpec | None = None) -> Session:
+        """Return an open session; one that doesn't exist is created if ``spec`` says how.
+
+        Raises:
+            SessionNotFound: It doesn't exist and ``spec`` is ``None``.
+            SessionNotOpen: It has ended; `SessionFailed` if it failed.
+            SpecMismatch: It is open with another specification than ``spec``.
+        """
+        check_token("session", session_id)
+        create = None if spec is None else spec.request(session_id)
+        return await self._hold(
+            await self.call(Verb.OPEN_SESSION, OpenSession(id=session_id, create=create), SessionRecord)
+        )
+
+    async def close_session(self, session_id: str) -> None:
+        """Ask for a session's end and return at once: its running tasks finish, its waiting ones are cancelled."""
+        await self.request_close(session_id)
+
+    async def get_session(self, session_id: str) -> SessionInfo:
+        """Return a session with the counts of its tasks. Raises `SessionNotFound`."""
+        return await self.call(Verb.GET_SESSION, Named(name=check_token("session", session_id)), SessionInfo)
+
+    async def list_sessions(self) -> list[SessionInfo]:
+        """Return every session that is known, ordered by id."""
+        return await self._list(Verb.LIST_SESSIONS, SessionPage, lambda item: item.session.id)
+
+    # ---- applications
+
+    async def register_application(self, name: str, spec: ApplicationSpec | dict[str, Any]) -> None:
+        """Register an application.
+
+        Args:
+            name: At most 48 letters, digits, ``_`` and ``-``.
+            spec: What it is; a map is checked as `ApplicationSpec`.
+
+        Raises:
+            ApplicationExists: The name is taken.
+            InvalidArgument: The name or a field is malformed; the text names every wrong field.
+        """
+        check_application(name)
+        if not isinstance(spec, ApplicationSpec):
+            spec = ApplicationSpec.check(f"application {name!r}", spec)
+        await self.call(Verb.REGISTER_APPLICATION, RegisterApplication(name=name, spec=spec), ApplicationRecord)
+
+    async def unregister_application(self, name: str, *, force: bool = False) -> None:
+        """Remove an application with its waiting tasks and results.
+
+        Raises:
+            ApplicationNotFound: It isn't registered.
+            ApplicationInUse: It has sessions that have not ended, and not ``force``.
+        """
+        request = UnregisterApplication(name=check_application(name), force=force)
+        await self._ask(Verb.UNREGISTER_APPLICATION, request)
+
+    async def get_application(self, name: str) -> ApplicationRecord:
+        """Return an application. Raises `ApplicationNotFound`."""
+        return await self.call(Verb.GET_APPLICATION, Named(name=check_application(name)), ApplicationRecord)
+
+    async def list_applications(self) -> list[ApplicationRecord]:
+        """Return every application, ordered by name."""
+        return await self._list(Verb.LIST_APPLICATIONS, ApplicationPage, lambda item: item.name)
+
+    # ---- the cluster
+
+    async def info(self) -> Info:
+        """Return what the cluster is."""
+        return await self.call(Verb.INFO, Request(), Info)
+
+    async def list_executors(self) -> list[ExecutorRecord]:
+        """Return every executor, ordered by node and id."""
+        return await self._list(
+            Verb.LIST_EXECUTORS, ExecutorPage, lambda item: subjects.executor_key(item.node, item.id)
+        )
+
+    async def list_nodes(self) -> list[NodeInfo]:
+        """Return every node, ordered by name."""
+        return await self._list(Verb.LIST_NODES, NodePage, lambda item: item.name)
+
+    # ---- for sessions
+
+    async def call(self, verb: Verb, request: Request, answer: type[R]) -> R:
+        """Ask a scheduler; its refusals are raised as the exceptions they stand for."""
+        return answer.model_validate(await self._ask(verb, request), extra="ignore")
+
+    async def request_close(self, session_id: str) -> SessionRecord:
+        """Ask for a session's end and return what it is now."""
+        check_token("session", session_id)
+        return await self.call(Verb.CLOSE_SESSION, CloseSession(id=session_id), SessionRecord)
+
+    async def get_session_record(self, session_id: str) -> SessionRecord:
+        """Return a session's record as the scheduler has it."""
+        return (await self.get_session(session_id)).session
+
+    def forget(self, session: Session) -> None:
+        """Drop a session that is not listened to any more."""
+        self._sessions.discard(session)
+
+    async def _hold(self, record: SessionRecord) -> Session:
+        session = Session(self, record)
+        await session.listen()
+        self._sessions.add(session)
+        return session
+
+    async def _ask(self, verb: Verb, request: Request) -> dict[str, Any]:
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + SCHEDULER_PATIENCE_S
+        pause_s = 0.05
+        while True:
+            try:
+                data = await self.broker.request(subjects.api(verb), request.encode(), defaults.REQUEST_TIMEOUT_S)
+                return read_answer(data)
+            except NoResponders:
+                if loop.time() >= give_up:
+                    raise SchedulerUnavailable(
+                        f"{verb.value}: the broker at {self.endpoint} answers but no scheduler does: start flame-scheduler"
+                    ) from None
+            except NotAcknowledged:
+                raise SchedulerUnavailable(
+                    f"{verb.value}: no answer from {self.endpoint} within {defaults.REQUEST_TIMEOUT_S:g} s;"
+                    " it may have been carried out"
+                ) from None
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, 0.5)
+
+    async def _list(self, verb: Verb, page_type: type[Any], name: Callable[[Any], str]) -> list[Any]:
+        items: list[Any] = []
+        after = ""
+        while True:
+            page = await self.call(verb, List(after=after), page_type)
+            items.extend(page.items)
+            if not page.more:
+                return items
+            after = name(items[-1])
+
+    def _reconnected(self) -> None:
+        for session in tuple(self._sessions):
+            session.reconcile_now()

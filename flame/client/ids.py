@@ -1,0 +1,42 @@
+"""Names that clients and schedulers mint."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import time
+from typing import Final
+
+_ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+"""In ASCII order, so that what is sorted as text is sorted as numbers."""
+
+
+def base62(number: int, width: int) -> str:
+    """Write a number with letters and digits, padded to ``width``."""
+    digits = []
+    for _ in range(width):
+        number, digit = divmod(number, 62)
+        digits.append(_ALPHABET[digit])
+    return "".join(reversed(digits))
+
+
+class TaskIds:
+    """Mints task ids: unique without coordination, sorted by creation within one client.
+
+    An id is the milliseconds since 1970 (8 characters), a counter (4) and what only this minter has (6).
+    """
+
+    def __init__(self) -> None:
+        """Take a suffix that no other client has."""
+        self._suffix = base62(secrets.randbelow(62**6), 6)
+        self._counter = itertools.count()
+        self._last = 0
+        self._prefix = ""
+
+    def mint(self) -> str:
+        """Return the next id."""
+        now = max(self._last, time.time_ns() // 1_000_000)
+        if now != self._last:
+            self._last = now
+            self._prefix = base62(now, 8)
+        return f"{self._prefix}{base62(next(self._counter), 4)}{self._suffix}"

@@ -1,0 +1,53 @@
+"""What a new session is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flame.errors import InvalidArgument, PayloadTooLarge
+from flame.protocol import defaults
+from flame.protocol.api import CreateSession
+from flame.protocol.records import SessionOptions
+from flame.protocol.subjects import check_application, check_token
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionSpec:
+    """A session to be created."""
+
+    application: str
+    common_data: bytes = b""
+    """Handed to every executor of the session as ``context.common_data``. At most 256 KiB."""
+    min_instances: int | None = None
+    """Executors from the session's creation to its end; ``None``: the application's."""
+    max_instances: int | None = None
+    """The most executors at once; ``None``: the application's."""
+    priority: int = defaults.PRIORITY
+    """Higher is served first; 0 is the lowest."""
+    resources: str | None = None
+    """What each executor needs, such as ``cpu=0.5,mem=512m,gpu=1``; ``None``: the cluster's default."""
+
+    def request(self, session_id: str | None) -> CreateSession:
+        """Return the control API's request; raise `InvalidArgument` for what can't be asked for."""
+        check_application(self.application)
+        if session_id is not None:
+            check_token("session", session_id)
+        if not isinstance(self.common_data, bytes):
+            raise InvalidArgument(f"common_data: expected bytes, got {type(self.common_data).__name__}")
+        if len(self.common_data) > defaults.INLINE_LIMIT_BYTES:
+            raise PayloadTooLarge(
+                f"common_data of {len(self.common_data)} bytes: the limit is {defaults.INLINE_LIMIT_BYTES}"
+            )
+        options = {
+            "min_instances": self.min_instances,
+            "max_instances": self.max_instances,
+            "priority": self.priority,
+        }
+        if self.resources is not None:
+            options["resources"] = self.resources  # type: ignore[assignment]  # validated by the model
+        return CreateSession(
+            application=self.application,
+            common_data=self.common_data,
+            id=session_id,
+            options=SessionOptions.check("session", options),
+        )

@@ -1,0 +1,239 @@
+"""What a client knows of a task, and how it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from flame.errors import FlameError, TaskCancelled, TaskExpired, TaskFailed
+from flame.logs import get_logger
+from flame.protocol.codes import ErrorCode
+from flame.protocol.messages import ResultRecord, RunningEvent, TaskFault
+from flame.protocol.states import TaskState
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+log = get_logger("flame.client")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A task as a client last learned of it. A later state is another value."""
+
+    id: str
+    session_id: str
+    application: str
+    state: TaskState
+    output: bytes = b""
+    """What the service returned; empty unless it succeeded."""
+    error: TaskFault | None = None
+    """Why it failed or was cancelled."""
+    executor: str = ""
+    """Who runs or ran it."""
+    attempt: int = 1
+    started: float = 0.0
+    """When its run began, Unix seconds by the executor's clock; 0 if it has not."""
+    finished: float = 0.0
+    """When its record was made, Unix seconds; 0 if there is none."""
+
+    def started_by(self, event: RunningEvent) -> Task:
+        """Return the task once it runs."""
+        return replace(
+            self, state=TaskState.RUNNING, executor=event.executor, attempt=event.attempt, started=event.at
+        )
+
+    def finished_by(self, record: ResultRecord) -> Task:
+        """Return the task with its terminal record."""
+        return Task(
+            self.id,
+            self.session_id,
+            self.application,
+            record.state,
+            record.output,
+            record.error,
+            record.executor,
+            record.attempt,
+            record.started,
+            record.finished,
+        )
+
+    def check(self) -> Task:
+        """Return the task if it succeeded; otherwise raise what its state means."""
+        if self.state is TaskState.SUCCEED or not self.state.terminal:
+            return self
+        text = self.error.message if self.error is not None else "no reason was recorded"
+        if self.state is TaskState.CANCELLED:
+            raise TaskCancelled(f"task {self.id} of session {self.session_id} was cancelled: {text}", self)
+        if self.error is not None and self.error.code == ErrorCode.TASK_EXPIRED:
+            raise TaskExpired(f"task {self.id} of session {self.session_id}: {text}", self)
+        kind = f"{self.error.type}: " if self.error is not None and self.error.type else ""
+        raise TaskFailed(f"task {self.id} of session {self.session_id} failed: {kind}{text}", self)
+
+
+class TaskInformer:
+    """Hears of one task's changes. Override what you need; methods may be ``async``.
+
+    A method that raises is logged and does no harm.
+    """
+
+    def on_update(self, task: Task) -> Awaitable[None] | None:
+        """Hear of a state that the client learned of; of the terminal one exactly once."""
+
+    def on_error(self) -> Awaitable[None] | None:
+        """Hear that the task failed or that its watch was lost; ``task.error`` of the last update says why."""
+
+
+class Informing:
+    """Calls an informer's methods in order, waiting for those that are ``async``."""
+
+    def __init__(self, informer: TaskInformer) -> None:
+        """Wrap an informer."""
+        self._informer = informer
+        self._queue: list[Callable[[], Awaitable[None] | None]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    def update(self, task: Task) -> None:
+        """Pass a state on; after a failure also the error."""
+        self._put(lambda: self._informer.on_update(task))
+        if task.state is TaskState.FAILED:
+            self._put(self._informer.on_error)
+
+    def lost(self, task: Task) -> None:
+        """Pass on that nothing more can be learned; ``task.error`` says why."""
+        self._put(lambda: self._informer.on_update(task))
+        self._put(self._informer.on_error)
+
+    async def settled(self) -> None:
+        """Wait until every call made so far has ended."""
+        if self._task is not None:
+            await asyncio.shield(self._task)
+
+    def _put(self, call: Callable[[], Awaitable[None] | None]) -> None:
+        self._queue.append(call)
+        if self._task is None:
+            pending = self._drain()
+            if pending is not None:
+                self._task = asyncio.get_running_loop().create_task(self._finish(pending))
+
+    def _drain(self) -> Awaitable[None] | None:
+        """Make the calls that are not ``async``; return the first one that is."""
+        while self._queue:
+            call = self._queue.pop(0)
+            try:
+                result = call()
+            except Exception:
+                log.exception("an informer raised")
+                continue
+            if inspect.isawaitable(result):
+                return result
+        return None
+
+    async def _finish(self, pending: Awaitable[None] | None) -> None:
+        try:
+            while pending is not None:
+                try:
+                    await pending
+                except Exception:
+                    log.exception("an informer raised")
+                pending = self._drain()
+        finally:
+            self._task = None
+
+
+class TaskHandle:
+    """A task that was created. Await it for the finished `Task`; a failed one raises `flame.TaskFailed`."""
+
+    __slots__ = ("_informing", "_storing", "created", "future", "payload", "stored", "task")
+
+    def __init__(self, task: Task, payload: bytes, created: float, informer: TaskInformer | None) -> None:
+        """Made by a session."""
+        self.task = task
+        """The latest known state."""
+        self.payload = payload
+        """The encoded task, until it is stored: what to send again."""
+        self.created = created
+        """The loop's time of creation."""
+        self.stored = False
+        """The broker has acknowledged it."""
+        self.future: asyncio.Future[Task] = asyncio.get_running_loop().create_future()
+        self._storing: asyncio.Future[None] | None = None
+        self._informing = None if informer is None else Informing(informer)
+
+    @property
+    def id(self) -> str:
+        """The task's id."""
+        return self.task.id
+
+    def done(self) -> bool:
+        """Whether the task has ended, or can't be waited for any more."""
+        return self.future.done()
+
+    def __await__(self) -> Generator[Any, None, Task]:
+        """Wait for the end; cancelling the wait leaves the task alone."""
+        return self._wait().__await__()
+
+    async def _wait(self) -> Task:
+        task = await asyncio.shield(self.future)
+        if self._informing is not None:
+            await self._informing.settled()
+        return task.check()
+
+    def __repr__(self) -> str:
+        """Name the task and its state."""
+        return f"<TaskHandle {self.task.session_id}/{self.task.id} {self.task.state.value}>"
+
+    # ---- for the session
+
+    def when_stored(self) -> asyncio.Future[None] | None:
+        """Return what is done when the task is stored and fails if it isn't; ``None`` if it is stored already."""
+        if self.stored:
+            return None
+        self._storing = asyncio.get_running_loop().create_future()
+        if self.future.done():
+            self._settle_storing(self.future.exception())
+        return self._storing
+
+    def mark_stored(self, error: FlameError | None) -> None:
+        """Note that the task is stored, or could not be."""
+        if error is not None:
+            self.lose(error)
+        else:
+            self.stored = True
+            self.payload = b""
+            if self._informing is not None and self.task.state is TaskState.PENDING:
+                self._informing.update(self.task)
+        self._settle_storing(error)
+
+    def learn(self, task: Task) -> None:
+        """Take a newer state over, once."""
+        if self.future.done():
+            return
+        self.task = task
+        if self._informing is not None:
+            self._informing.update(task)
+        if task.state.terminal:
+            self.future.set_result(task)
+
+    def lose(self, error: FlameError) -> None:
+        """Give the task up: nothing more can be learned of it."""
+        if self.future.done():
+            return
+        self.task = replace(self.task, error=TaskFault(error.code, str(error), type(error).__name__))
+        if self._informing is not None:
+            self._informing.lost(self.task)
+        self.future.set_exception(error)
+        self.future.exception()  # whoever asked may be gone: no warning for that
+        self._settle_storing(error)
+
+    def _settle_storing(self, error: BaseException | None) -> None:
+        if self._storing is None or self._storing.done():
+            return
+        if error is None:
+            self._storing.set_result(None)
+        else:
+            self._storing.set_exception(error)
+            self._storing.exception()

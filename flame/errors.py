@@ -1,0 +1,244 @@
+"""Every exception Flame raises, in one tree.
+
+    FlameError
+    ├── ConfigurationError            a setting, file or installation is wrong
+    ├── InvalidArgument (ValueError)  a value was refused before anything was done
+    │   ├── InvalidName
+    │   └── PayloadTooLarge
+    ├── NotFound (LookupError)
+    │   ├── ApplicationNotFound
+    │   ├── SessionNotFound
+    │   └── TaskNotFound
+    ├── Refused                       the cluster's state doesn't allow it; nothing was done
+    │   ├── ApplicationExists
+    │   ├── ApplicationDisabled
+    │   ├── ApplicationInUse
+    │   ├── SessionExists
+    │   ├── SessionNotOpen
+    │   │   └── SessionFailed
+    │   ├── SpecMismatch
+    │   └── QueueFull
+    ├── TaskError                     a task ended, but not with an output; carries the task
+    │   ├── TaskFailed
+    │   ├── TaskCancelled
+    │   └── TaskExpired
+    ├── MalformedMessage              bytes on the wire are not what the protocol says
+    ├── IllegalTransition             a state machine was asked for a move that it doesn't have
+    ├── Unavailable                   may work later; the effect may have happened where the text says so
+    │   ├── BrokerUnavailable
+    │   └── SchedulerUnavailable
+    ├── TimedOut (TimeoutError)       the caller's own time limit passed; the work goes on
+    └── InternalError                 a fault of Flame itself
+
+Messages name the thing, what was expected and what was got, and what to do.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from flame.protocol.codes import ErrorCode
+
+if TYPE_CHECKING:
+    from flame.client.task import Task
+
+
+class FlameError(Exception):
+    """Base of everything Flame raises on purpose."""
+
+    code: ClassVar[ErrorCode] = ErrorCode.INTERNAL
+    """The wire code of this kind of error."""
+
+
+class ConfigurationError(FlameError):
+    """A setting, file or installation is wrong. Nothing was done."""
+
+    code = ErrorCode.INVALID_ARGUMENT
+
+
+class InvalidArgument(FlameError, ValueError):
+    """A value was refused before anything was done."""
+
+    code = ErrorCode.INVALID_ARGUMENT
+
+
+class InvalidName(InvalidArgument):
+    """A name can't be a subject token: it must match ``[A-Za-z0-9_-]{1,64}``."""
+
+    code = ErrorCode.INVALID_NAME
+
+
+class PayloadTooLarge(InvalidArgument):
+    """An input, output or common data is over the inline limit. Nothing was sent."""
+
+    code = ErrorCode.PAYLOAD_TOO_LARGE
+
+
+class NotFound(FlameError, LookupError):
+    """There is no such thing in this cluster."""
+
+
+class ApplicationNotFound(NotFound):
+    """No application of this name is registered."""
+
+    code = ErrorCode.APPLICATION_NOT_FOUND
+
+
+class SessionNotFound(NotFound):
+    """No session of this id exists, or its record has aged out."""
+
+    code = ErrorCode.SESSION_NOT_FOUND
+
+
+class TaskNotFound(NotFound):
+    """The session has no task of this id, or its result has aged out."""
+
+    code = ErrorCode.TASK_NOT_FOUND
+
+
+class Refused(FlameError):
+    """The cluster's present state doesn't allow it. Nothing was done."""
+
+
+class ApplicationExists(Refused):
+    """An application of this name is registered already."""
+
+    code = ErrorCode.APPLICATION_EXISTS
+
+
+class ApplicationDisabled(Refused):
+    """The application takes no new sessions."""
+
+    code = ErrorCode.APPLICATION_DISABLED
+
+
+class ApplicationInUse(Refused):
+    """The application has sessions that have not ended: close them first, or force it."""
+
+    code = ErrorCode.APPLICATION_IN_USE
+
+
+class SessionExists(Refused):
+    """A session with this id exists, or existed and its results have not aged out."""
+
+    code = ErrorCode.SESSION_EXISTS
+
+
+class SessionNotOpen(Refused):
+    """The session is closing or closed and takes no tasks."""
+
+    code = ErrorCode.SESSION_NOT_OPEN
+
+
+class SessionFailed(SessionNotOpen):
+    """The session failed: its service could not be started or could not enter it. The text says why."""
+
+    code = ErrorCode.SESSION_FAILED
+
+
+class SpecMismatch(Refused):
+    """The session is open with another specification than the one asked for."""
+
+    code = ErrorCode.SPEC_MISMATCH
+
+
+class QueueFull(Refused):
+    """The application holds as many waiting tasks as it may. The task was not stored."""
+
+    code = ErrorCode.QUEUE_FULL
+
+
+class TaskError(FlameError):
+    """A task ended without an output. ``task`` is the finished task."""
+
+    def __init__(self, message: str, task: Task) -> None:
+        """Keep the finished task beside the message."""
+        super().__init__(message)
+        self.task = task
+
+
+class TaskFailed(TaskError):
+    """The service raised for this task, or the task was given up with its session."""
+
+    code = ErrorCode.TASK_FAILED
+
+
+class TaskCancelled(TaskError):
+    """The task was cancelled before it produced an output."""
+
+    code = ErrorCode.TASK_CANCELLED
+
+
+class TaskExpired(TaskError):
+    """The task's result is older than the application's result age and is gone."""
+
+    code = ErrorCode.TASK_EXPIRED
+
+
+class MalformedMessage(FlameError, ValueError):
+    """Bytes on the wire are not what the protocol says."""
+
+    code = ErrorCode.INVALID_ARGUMENT
+
+
+class UnsupportedVersion(MalformedMessage):
+    """The other side speaks a newer wire format: upgrade this side."""
+
+    code = ErrorCode.UNSUPPORTED_VERSION
+
+
+class IllegalTransition(FlameError):
+    """A state machine was asked for a move that its table doesn't have. Nothing was changed."""
+
+
+class Unavailable(FlameError):
+    """The cluster can't do it now; the same call may work later."""
+
+    code = ErrorCode.UNAVAILABLE
+
+
+class BrokerUnavailable(Unavailable):
+    """The broker can't be reached, or is no NATS server with JetStream."""
+
+
+class SchedulerUnavailable(Unavailable):
+    """The broker answers but no scheduler does. The request may have been carried out."""
+
+
+class TimedOut(FlameError, TimeoutError):
+    """The caller's own time limit passed. What was asked for goes on."""
+
+    code = ErrorCode.UNAVAILABLE
+
+
+class InternalError(FlameError):
+    """A fault of Flame itself; the log of the program that answered has the details."""
+
+
+_BY_CODE: dict[str, type[FlameError]] = {
+    cls.code: cls
+    for cls in (
+        InvalidArgument,
+        InvalidName,
+        PayloadTooLarge,
+        ApplicationNotFound,
+        ApplicationExists,
+        ApplicationDisabled,
+        ApplicationInUse,
+        SessionNotFound,
+        SessionExists,
+        SessionNotOpen,
+        SessionFailed,
+        SpecMismatch,
+        TaskNotFound,
+        QueueFull,
+        UnsupportedVersion,
+        Unavailable,
+        InternalError,
+    )
+}
+
+
+def from_code(code: str, message: str) -> FlameError:
+    """Return the exception for a wire code; a code of a newer version becomes a plain `FlameError`."""
+    return _BY_CODE.get(code, FlameError)(message)

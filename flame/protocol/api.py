@@ -1,0 +1,204 @@
+"""The control API: a verb is a subject, its request and its answer are MessagePack maps.
+
+An answer holds either ``ok`` with the verb's result or ``error`` with a code and a text.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Final
+
+from pydantic import Field
+
+from flame.errors import FlameError, MalformedMessage, from_code
+from flame.protocol.codec import VERSION, pack, unpack
+from flame.protocol.records import ApplicationRecord, ApplicationSpec, ExecutorRecord, Input, Record, SessionOptions, SessionRecord
+from flame.protocol.states import NodeState
+
+
+class Verb(StrEnum):
+    """What can be asked of the cluster."""
+
+    INFO = "info"
+    REGISTER_APPLICATION = "register_application"
+    UNREGISTER_APPLICATION = "unregister_application"
+    GET_APPLICATION = "get_application"
+    LIST_APPLICATIONS = "list_applications"
+    CREATE_SESSION = "create_session"
+    OPEN_SESSION = "open_session"
+    GET_SESSION = "get_session"
+    LIST_SESSIONS = "list_sessions"
+    CLOSE_SESSION = "close_session"
+    LIST_EXECUTORS = "list_executors"
+    LIST_NODES = "list_nodes"
+    LOOK_UP_TASKS = "look_up_tasks"
+
+
+PAGE: Final = 1000
+"""Things in one answer to a list, at most."""
+LOOK_UP_LIMIT: Final = 1024
+"""Tasks in one look-up, at most."""
+
+
+class Request(Input):
+    """The arguments of a verb."""
+
+    def encode(self) -> bytes:
+        """Return the bytes on the wire."""
+        return pack({"v": VERSION, **self.model_dump(exclude_defaults=True)})
+
+
+class Named(Request):
+    """One application or session."""
+
+    name: str
+
+
+class RegisterApplication(Request):
+    """Register an application under a new name."""
+
+    name: str
+    spec: ApplicationSpec
+
+
+class UnregisterApplication(Request):
+    """Remove an application, its waiting tasks and its results."""
+
+    name: str
+    force: bool = False
+    """Even if sessions of it are open: they are ended first."""
+
+
+class CreateSession(Request):
+    """Open a new session."""
+
+    application: str
+    common_data: bytes = b""
+    id: str | None = None
+    """``None``: one is minted."""
+    options: SessionOptions = SessionOptions()
+
+
+class OpenSession(Request):
+    """Find an open session, or create it if ``create`` says how."""
+
+    id: str
+    create: CreateSession | None = None
+
+
+class CloseSession(Request):
+    """End a session."""
+
+    id: str
+
+
+class List(Request):
+    """A page of a list, ordered by name."""
+
+    after: str = ""
+    """The last name of the page before."""
+    limit: int = Field(default=PAGE, ge=1, le=PAGE)
+
+
+class LookUpTasks(Request):
+    """What has become of some tasks of one session."""
+
+    application: str
+    session: str
+    tasks: tuple[str, ...] = Field(max_length=LOOK_UP_LIMIT)
+
+
+class Info(Record):
+    """What a cluster is."""
+
+    version: str
+    """Of the scheduler that answered."""
+    scheduler: str
+    nodes: int
+    """Ready ones."""
+
+
+class SessionInfo(Record):
+    """A session with the counts of its tasks."""
+
+    session: SessionRecord
+    pending: int = 0
+    running: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+
+
+class NodeInfo(Record):
+    """A node as the scheduler believes it to be."""
+
+    name: str
+    hostname: str
+    state: NodeState
+    cpu: float
+    memory: int
+    gpu: int
+    arch: str
+    os: str
+    executors: int
+
+
+class ApplicationPage(Record):
+    """Some applications."""
+
+    items: tuple[ApplicationRecord, ...]
+    more: bool = False
+
+
+class SessionPage(Record):
+    """Some sessions."""
+
+    items: tuple[SessionInfo, ...]
+    more: bool = False
+
+
+class ExecutorPage(Record):
+    """Some executors."""
+
+    items: tuple[ExecutorRecord, ...]
+    more: bool = False
+
+
+class NodePage(Record):
+    """Some nodes."""
+
+    items: tuple[NodeInfo, ...]
+    more: bool = False
+
+
+class TaskLooks(Record):
+    """What became of the tasks asked for; those in neither map have expired or never were."""
+
+    waiting: tuple[str, ...] = ()
+    """Stored and not finished."""
+    results: dict[str, bytes] = Field(default_factory=dict)
+    """Their terminal records, as stored."""
+    unread: tuple[str, ...] = ()
+    """Those that did not fit in one answer: ask for them again."""
+
+
+def answer_ok(result: Record | None) -> bytes:
+    """Encode the answer of a request that was carried out."""
+    return pack({"v": VERSION, "ok": {} if result is None else result.model_dump()})
+
+
+def answer_error(error: FlameError) -> bytes:
+    """Encode the answer of a request that was refused."""
+    return pack({"v": VERSION, "error": {"code": error.code.value, "message": str(error)}})
+
+
+def read_answer(data: bytes) -> dict[str, Any]:
+    """Return what a request brought, or raise the error that it was answered with."""
+    fields = unpack(data)
+    error = fields.get("error")
+    if isinstance(error, dict):
+        raise from_code(str(error.get("code")), str(error.get("message")))
+    result = fields.get("ok")
+    if not isinstance(result, dict):
+        raise MalformedMessage("answer: expected ok or error")
+    return result

@@ -1,0 +1,57 @@
+"""Every default and limit, once. The unit is in the name."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from flame.protocol.resources import Resources
+
+INLINE_LIMIT_BYTES: Final = 256 * 1024
+"""The most an input, output or common data may hold, its envelope included."""
+MAX_PAYLOAD_BYTES: Final = 8 * 1024 * 1024
+"""The server's largest message: room for API replies that list many things."""
+
+RESULT_AGE_S: Final = 24 * 3600.0
+LOG_AGE_S: Final = 24 * 3600.0
+LOG_BYTES: Final = 256 * 1024 * 1024
+"""Of captured output, per application."""
+WAITING_TASKS: Final = 1_000_000
+WAITING_BYTES: Final = 8 * 1024**3
+
+ACK_WAIT_S: Final = 15.0
+LEASE_EXTENSION_S: Final = 5.0
+LEASE_CERTAIN: Final = 0.8
+"""The part of ``ack_wait`` during which a lease is certainly still held."""
+
+NODE_HEARTBEAT_S: Final = 1.0
+NODE_UNKNOWN_S: Final = 5.0
+NODE_GIVEN_UP_S: Final = 15.0
+
+LEADER_LEASE_S: Final = 3.0
+LEADER_RENEWAL_S: Final = 1.0
+
+SESSION_RETRY_LIMIT: Final = 5
+BACKOFF_FIRST_S: Final = 0.1
+BACKOFF_MAX_S: Final = 5.0
+READY_TIMEOUT_S: Final = 60.0
+ENTER_TIMEOUT_S: Final = 300.0
+LEAVE_TIMEOUT_S: Final = 10.0
+
+DELAY_RELEASE_S: Final = 60.0
+MIN_INSTANCES: Final = 0
+MAX_INSTANCES: Final = 8
+CONCURRENCY: Final = 1
+PRIORITY: Final = 0
+RESOURCES: Final = Resources(cpu=0.1, memory=128 * 1024**2, gpu=0)
+
+PUBLISH_WINDOW: Final = 4096
+"""Publishes of one client that the broker has not acknowledged yet."""
+STORE_TIMEOUT_S: Final = 30.0
+"""How long a client keeps trying to store a task: longer than a broker's change of leader."""
+REQUEST_TIMEOUT_S: Final = 10.0
+CONNECT_TIMEOUT_S: Final = 5.0
+RECONCILE_FIRST_S: Final = 5.0
+RECONCILE_MAX_S: Final = 60.0
+
+RUNNING_NOTICE_S: Final = 0.1
+"""A task that nobody listens for says that it runs only if it still does after this long."""

@@ -1,0 +1,310 @@
+"""What passes on the hot path and between an executor and its manager: plain dataclasses, no validation.
+
+Decoding checks the frame (MessagePack, version, kind) and the fields it takes, and ignores the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from flame.errors import MalformedMessage
+from flame.protocol.codec import VERSION, pack, unpack
+from flame.protocol.states import ExecutorState, TaskState
+
+_NOTHING: Final = b""
+
+
+@dataclass(slots=True)
+class TaskMessage:
+    """A task, as a client stores it."""
+
+    input: bytes = _NOTHING
+    listen: bool = False
+    """Somebody wants to hear at once that it runs; otherwise only a long one says so."""
+    again: bool = False
+    """The client stored it before and could not learn whether that worked: look for a result before running."""
+
+    def encode(self) -> bytes:
+        """Return the bytes on the wire."""
+        fields: dict[str, Any] = {"v": VERSION, "kind": "task", "input": self.input}
+        if self.listen:
+            fields["listen"] = True
+        if self.again:
+            fields["again"] = True
+        return pack(fields)
+
+    @classmethod
+    def decode(cls, data: bytes) -> TaskMessage:
+        """Read one; raise `MalformedMessage` if it is none."""
+        fields = _frame(data, "task")
+        return cls(_bytes(fields, "input"), bool(fields.get("listen")), bool(fields.get("again")))
+
+
+@dataclass(slots=True)
+class TaskFault:
+    """Why a task failed or was cancelled."""
+
+    code: str
+    """An `flame.protocol.codes.ErrorCode`."""
+    message: str
+    type: str = ""
+    """The class of the exception that the service raised, if it raised one."""
+    traceback: str = ""
+
+    def fields(self) -> dict[str, Any]:
+        """Return the map on the wire."""
+        fields = {"code": str(self.code), "message": self.message}
+        if self.type:
+            fields["type"] = self.type
+        if self.traceback:
+            fields["traceback"] = self.traceback
+        return fields
+
+    @classmethod
+    def from_fields(cls, fields: object) -> TaskFault | None:
+        """Read one from the map on the wire; ``None`` if there is none."""
+        if fields is None:
+            return None
+        if not isinstance(fields, dict):
+            raise MalformedMessage(f"error: expected a map, got {type(fields).__name__}")
+        return cls(
+            str(fields.get("code", "")),
+            str(fields.get("message", "")),
+            str(fields.get("type", "")),
+            str(fields.get("traceback", "")),
+        )
+
+
+@dataclass(slots=True)
+class ResultRecord:
+    """The one terminal record of a task."""
+
+    state: TaskState
+    output: bytes = _NOTHING
+    error: TaskFault | None = None
+    executor: str = ""
+    """Who ran it; empty if nobody did."""
+    attempt: int = 1
+    """1 for the first run; higher where an executor was lost while running it."""
+    started: float = 0.0
+    """When the run began, Unix seconds; 0 if it never ran."""
+    finished: float = 0.0
+    """When the record was made, Unix seconds."""
+
+    def encode(self) -> bytes:
+        """Return the bytes on the wire."""
+        fields: dict[str, Any] = {
+            "v": VERSION,
+            "kind": "result",
+            "state": self.state.value,
+            "output": self.output,
+            "executor": self.executor,
+            "attempt": self.attempt,
+            "started": self.started,
+            "finished": self.finished,
+        }
+        if self.error is not None:
+            fields["error"] = self.error.fields()
+        return pack(fields)
+
+    @classmethod
+    def decode(cls, data: bytes) -> ResultRecord:
+        """Read one; raise `MalformedMessage` if it is none."""
+        fields = _frame(data, "result")
+        state = _TERMINAL.get(fields.get("state", ""))
+        if state is None:
+            raise MalformedMessage(f"result: expected a terminal state, got {fields.get('state')!r}")
+        return cls(
+            state,
+            _bytes(fields, "output"),
+            TaskFault.from_fields(fields.get("error")),
+            _text(fields, "executor"),
+            _number(fields, "attempt", 1),
+            float(_number(fields, "started", 0.0)),
+            float(_number(fields, "finished", 0.0)),
+        )
+
+
+_TERMINAL: Final = {state.value: state for state in TaskState if state.terminal}
+
+
+@dataclass(slots=True)
+class RunningEvent:
+    """A live notification that a task was started."""
+
+    executor: str
+    attempt: int
+    at: float
+    """Unix seconds."""
+
+    def encode(self) -> bytes:
+        """Return the bytes on the wire."""
+        return pack({"v": VERSION, "kind": "running", "executor": self.executor, "attempt": self.attempt, "at": self.at})
+
+    @classmethod
+    def decode(cls, data: bytes) -> RunningEvent:
+        """Read one; raise `MalformedMessage` if it is none."""
+        fields = _frame(data, "running")
+        return cls(_text(fields, "executor"), _number(fields, "attempt", 1), float(_number(fields, "at", 0.0)))
+
+
+@dataclass(slots=True)
+class ExecutorReport:
+    """What an executor tells the manager that started it: at each change, and now and then in between."""
+
+    state: ExecutorState
+    pid: int
+    error: TaskFault | None = None
+    """Why ``on_session_enter`` or ``on_session_leave`` failed."""
+    succeeded: int = 0
+    """Records of this executor that the broker stored, by outcome."""
+    failed: int = 0
+    running: int = 0
+    """Tasks that user code runs now."""
+    held: int = 0
+    """Tasks taken from the broker and not started."""
+    pending: int = 0
+    """Tasks of the session that the broker still held at the last delivery."""
+    idle_s: float = 0.0
+    """For how long it has had nothing to do; 0 while it has."""
+    lost_consumer: bool = False
+    """Its pulls find no consumer."""
+
+    def encode(self) -> bytes:
+        """Return the bytes on the wire."""
+        fields: dict[str, Any] = {"v": VERSION, "kind": "report", "state": self.state.value, "pid": self.pid}
+        if self.error is not None:
+            fields["error"] = self.error.fields()
+        for name in _COUNTS:
+            if value := getattr(self, name):
+                fields[name] = value
+        if self.idle_s:
+            fields["idle_s"] = self.idle_s
+        if self.lost_consumer:
+            fields["lost_consumer"] = True
+        return pack(fields)
+
+    @classmethod
+    def decode(cls, data: bytes) -> ExecutorReport:
+        """Read one; raise `MalformedMessage` if it is none."""
+        fields = _frame(data, "report")
+        try:
+            state = ExecutorState(str(fields.get("state")))
+        except ValueError:
+            raise MalformedMessage(f"report: {fields.get('state')!r} is no state of an executor") from None
+        report = cls(state, _number(fields, "pid", 0), TaskFault.from_fields(fields.get("error")))
+        for name in _COUNTS:
+            setattr(report, name, _number(fields, name, 0))
+        report.idle_s = float(_number(fields, "idle_s", 0.0))
+        report.lost_consumer = bool(fields.get("lost_consumer"))
+        return report
+
+
+_COUNTS: Final = ("succeeded", "failed", "running", "held", "pending")
+
+
+@dataclass(slots=True)
+class Assignment:
+    """The session that an executor serves, and where its tasks are."""
+
+    application: str
+    session: str
+    epoch: int
+    stream: str
+    consumer: str
+    fence: int = 0
+    """Deliveries up to this stream sequence may have run before: look for a result first."""
+    common_data: bytes = _NOTHING
+    concurrency: int = 1
+    max_executors: int = 1
+    """How many executors share the consumer at most; bounds its standing pulls."""
+    ack_wait_s: float = 15.0
+    """How long a delivery is good after its last extension."""
+    leave_timeout_s: float = 10.0
+    """How long ``on_session_leave`` may take."""
+
+    def fields(self) -> dict[str, Any]:
+        """Return the map on the wire."""
+        return {name: getattr(self, name) for name in _ASSIGNMENT}
+
+    @classmethod
+    def from_fields(cls, fields: object) -> Assignment:
+        """Read one from the map on the wire, ignoring keys of newer versions."""
+        if not isinstance(fields, dict):
+            raise MalformedMessage(f"assignment: expected a map, got {type(fields).__name__}")
+        try:
+            return cls(**{name: fields[name] for name in _ASSIGNMENT if name in fields})
+        except TypeError as error:
+            raise MalformedMessage(f"assignment: {error}") from None
+
+
+_ASSIGNMENT: Final = tuple(Assignment.__dataclass_fields__)
+
+SERVE: Final = "serve"
+LEAVE: Final = "leave"
+
+
+@dataclass(slots=True)
+class Orders:
+    """A manager's answer to a report: what the executor is to do from now on."""
+
+    want: str = SERVE
+    """`SERVE`, or `LEAVE`: take no more tasks, finish the running ones, leave the session, end."""
+    assignment: Assignment | None = None
+    """In the answer to the first report; later only if something in it changed."""
+
+    def encode(self) -> bytes:
+        """Return the bytes on the wire."""
+        fields: dict[str, Any] = {"v": VERSION, "kind": "orders", "want": self.want}
+        if self.assignment is not None:
+            fields["assignment"] = self.assignment.fields()
+        return pack(fields)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Orders:
+        """Read one; raise `MalformedMessage` if it is none."""
+        fields = _frame(data, "orders")
+        assignment = fields.get("assignment")
+        return cls(
+            LEAVE if fields.get("want") == LEAVE else SERVE,
+            None if assignment is None else Assignment.from_fields(assignment),
+        )
+
+
+def encode_nudge(executor: str = "") -> bytes:
+    """Encode a control message: the named executor, or every one of the session, should report now."""
+    return pack({"v": VERSION, "kind": "control", "executor": executor})
+
+
+def decode_nudge(data: bytes) -> str:
+    """Return whom a control message is for; empty for every executor of the session."""
+    return _text(_frame(data, "control"), "executor")
+
+
+def _frame(data: bytes, kind: str) -> dict[str, Any]:
+    fields = unpack(data)
+    if fields.get("kind") != kind:
+        raise MalformedMessage(f"expected a {kind}, got {fields.get('kind')!r}")
+    return fields
+
+
+def _bytes(fields: dict[str, Any], key: str) -> bytes:
+    value = fields.get(key, _NOTHING)
+    if type(value) is not bytes:
+        raise MalformedMessage(f"{key}: expected bytes, got {type(value).__name__}")
+    return value
+
+
+def _text(fields: dict[str, Any], key: str) -> str:
+    value = fields.get(key, "")
+    if type(value) is not str:
+        raise MalformedMessage(f"{key}: expected text, got {type(value).__name__}")
+    return value
+
+
+def _number(fields: dict[str, Any], key: str, default: Any) -> Any:
+    value = fields.get(key, default)
+    if type(value) is not int and type(value) is not float:
+        raise MalformedMessage(f"{key}: expected a number, got {type(value).__name__}")
+    return value

@@ -1,0 +1,238 @@
+"""What the control plane keeps in its buckets: validated, versioned records, each with one writer."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from flame.errors import FlameError, InvalidArgument, MalformedMessage
+from flame.protocol import defaults
+from flame.protocol.codec import VERSION, pack, unpack
+from flame.protocol.resources import Resources
+from flame.protocol.states import ApplicationState, ExecutorState, SessionState
+from flame.protocol.subjects import check_application, check_token
+
+R = TypeVar("R", bound="Record")
+
+
+def _name(what: str) -> AfterValidator:
+    return AfterValidator(lambda value: check_token(what, value))
+
+
+def _resources(value: object) -> object:
+    return Resources.parse(value, defaults.RESOURCES) if isinstance(value, str) else value
+
+
+ApplicationName = Annotated[str, AfterValidator(check_application)]
+SessionId = Annotated[str, _name("session")]
+NodeName = Annotated[str, _name("node")]
+Amounts = Annotated[Resources, BeforeValidator(_resources)]
+
+
+class Record(BaseModel):
+    """A map with a version. Readers ignore keys that they don't know."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", arbitrary_types_allowed=True)
+
+    def encode(self) -> bytes:
+        """Return the bytes in the bucket."""
+        return pack({"v": VERSION, **self.model_dump()})
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """Read one; raise `MalformedMessage` if it is none."""
+        try:
+            return cls.model_validate(unpack(data), extra="ignore")
+        except ValidationError as error:
+            raise MalformedMessage(f"{cls.__name__}: {explain(error)}") from None
+
+    def changed(self, **fields: Any) -> Self:
+        """Return a copy with some fields replaced."""
+        return self.model_copy(update=fields)
+
+
+def explain(error: ValidationError) -> str:
+    """Say in one line which fields are wrong, what was expected and what was got."""
+    lines = []
+    for fault in error.errors(include_url=False):
+        cause = fault.get("ctx", {}).get("error")
+        text = str(cause) if isinstance(cause, FlameError) else fault["msg"].removeprefix("Value error, ")
+        where = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            text = "unknown field"
+        elif fault["type"] not in ("value_error", "missing"):
+            text = f"{text}, got {str(fault['input'])[:60]!r}"
+        lines.append(f"{where}: {text}" if where else text)
+    return "; ".join(lines)
+
+
+class Input(BaseModel):
+    """Something that a user wrote: unknown fields are refused, since they are mistakes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    @classmethod
+    def check(cls, what: str, fields: object) -> Self:
+        """Read one from a map; raise `InvalidArgument` that names ``what`` and every wrong field."""
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            raise InvalidArgument(f"{what}: {explain(error)}") from None
+
+
+class ApplicationSpec(Input):
+    """What an application is: how its service is started and how many executors a session of it may have."""
+
+    shim: Literal["Nats", "Log"] = "Nats"
+    """How the service is driven: ``Nats`` by the SDK's protocol, ``Log`` by a built-in that echoes its input."""
+    command: str = ""
+    """The program; found on the executor's PATH if it has no slash. Needed unless the shim is ``Log``."""
+    arguments: tuple[str, ...] = ()
+    environments: dict[str, str] = Field(default_factory=dict)
+    """Added to the small base environment of every executor. Values are kept in the cluster."""
+    working_directory: str = ""
+    """Where the service starts; a folder of the node's own if empty."""
+    description: str = ""
+    labels: dict[str, str] = Field(default_factory=dict)
+    max_instances: int = Field(default=defaults.MAX_INSTANCES, ge=1, le=10_000)
+    """The most executors that one session may have."""
+    min_instances: int = Field(default=defaults.MIN_INSTANCES, ge=0, le=10_000)
+    """Executors that a session has from its creation to its end."""
+    delay_release_s: float = Field(default=defaults.DELAY_RELEASE_S, ge=0, le=7 * 24 * 3600, allow_inf_nan=False)
+    """For how long an executor with nothing to do stays with its session."""
+    concurrency: int = Field(default=defaults.CONCURRENCY, ge=1, le=1000)
+    """Tasks that one executor runs at once."""
+    session_retry_limit: int = Field(default=defaults.SESSION_RETRY_LIMIT, ge=1, le=1000)
+    """Attempts at entering a session before the session fails."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.shim != "Log" and not self.command:
+            raise ValueError("command: missing; it is the program that runs the service")
+        if self.min_instances > self.max_instances:
+            raise ValueError(f"min_instances {self.min_instances} is over max_instances {self.max_instances}")
+        for text in (self.command, self.working_directory, *self.arguments, *self.environments.values()):
+            if "\0" in text:
+                raise ValueError(f"{text[:60]!r} holds a NUL character")
+        for name in self.environments:
+            if not name or "=" in name or "\0" in name:
+                raise ValueError(f"environments: {name!r} is no name of a variable")
+        return self
+
+
+class SessionOptions(Input):
+    """What a session asks for, beyond its application."""
+
+    min_instances: int | None = Field(default=None, ge=0, le=10_000)
+    """``None``: the application's."""
+    max_instances: int | None = Field(default=None, ge=1, le=10_000)
+    """``None``: the application's, which is also the most it may be."""
+    priority: int = Field(default=defaults.PRIORITY, ge=0, le=1_000_000)
+    """Higher is served first."""
+    resources: Amounts = defaults.RESOURCES
+    """Of each of its executors."""
+
+
+class ApplicationRecord(Record):
+    """An application as it is registered. Written by the control API."""
+
+    name: ApplicationName
+    spec: ApplicationSpec
+    state: ApplicationState = ApplicationState.ENABLED
+    created: float
+    """Unix seconds."""
+
+
+class SessionRecord(Record):
+    """A session. Written by the scheduler; clients watch it."""
+
+    id: SessionId
+    application: ApplicationName
+    options: SessionOptions = SessionOptions()
+    state: SessionState = SessionState.OPEN
+    settled: bool = False
+    """Every task of an ended session has its record."""
+    reason: str = ""
+    """Why it failed."""
+    created: float
+    ended: float = 0.0
+    common_data_key: str = ""
+    """Where its common data is; empty if it has none."""
+    epoch: int = 0
+    """How often it was bound; part of its consumer's name."""
+    bind_failures: int = 0
+    """Attempts at entering it that failed in a row."""
+    succeeded: int = 0
+    """Records written by executors that have left, by outcome."""
+    failed: int = 0
+    cancelled: int = 0
+
+
+class NodeRecord(Record):
+    """A node. Written by its executor manager at every heartbeat."""
+
+    name: NodeName
+    hostname: str
+    arch: str
+    os: str
+    capacity: Amounts
+    started: float
+    beat: int = 0
+    """Rises with every heartbeat, so that a reader sees it change."""
+    stopping: bool = False
+    """The manager is leaving: nothing new is placed there."""
+
+
+class BindingRecord(Record):
+    """That one executor is to serve one session on one node. Written by the scheduler, carried out by the manager."""
+
+    executor: str
+    node: NodeName
+    application: ApplicationName
+    session: SessionId
+    epoch: int
+    consumer: str
+    fence: int = 0
+    """See `flame.protocol.messages.Assignment`."""
+    leave: bool = False
+    """The executor is to leave its session and end."""
+    created: float
+
+
+class ExecutorRecord(Record):
+    """An executor. Written by the manager that runs it."""
+
+    id: str
+    node: NodeName
+    application: ApplicationName
+    session: SessionId
+    epoch: int
+    state: ExecutorState
+    pid: int = 0
+    """Of the process that runs the service; 0 until it reported."""
+    process_started: float = 0.0
+    """When that process started, Unix seconds: with the pid, who it was, even after the pid is used again."""
+    succeeded: int = 0
+    failed: int = 0
+    running: int = 0
+    pending: int = 0
+    """Tasks of its session that the broker held when it last knew."""
+    idle: bool = False
+    """It has had nothing to do since `updated`, or longer."""
+    clean: bool = True
+    """Once released: it left its session in order."""
+    entered: bool = False
+    """It entered its session."""
+    reason: str = ""
+    """Once released: why, if not in order."""
+    created: float
+    updated: float
+
+
+def decode_record(record_type: type[R], data: bytes) -> R | None:
+    """Read a record, or ``None`` if the bytes are none: a foreign value must not stop a reader of a bucket."""
+    try:
+        return record_type.decode(data)
+    except MalformedMessage:
+        return None

@@ -1,0 +1,199 @@
+"""Every subject, stream, bucket, key and consumer name. Nothing else in the code spells one.
+
+A *token* is one part of a subject between dots. Names that users choose become tokens, so they are checked
+here, at the edge: what NATS gives a meaning to (``.``, ``*``, ``>``, blanks) can never get in.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+from flame.errors import InvalidName, MalformedMessage
+
+MAX_TOKEN: Final = 64
+MAX_APPLICATION: Final = 48
+"""Shorter than a token, since minted session ids are ``<application>-<6 characters>``."""
+
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+_REPLACED = re.compile(r"[^A-Za-z0-9_-]+", re.ASCII)
+
+
+def check_token(what: str, value: object, limit: int = MAX_TOKEN) -> str:
+    """Return ``value`` if it can be one token of a subject, otherwise raise `InvalidName` naming ``what``."""
+    if isinstance(value, str) and len(value) <= limit and _TOKEN.fullmatch(value):
+        return value
+    raise InvalidName(
+        f"{what} {_shown(value)} is not a legal name: expected 1 to {limit} characters out of A-Z, a-z, 0-9, '_' and '-'"
+    )
+
+
+def check_application(value: object) -> str:
+    """Return ``value`` if it is a legal application name, otherwise raise `InvalidName`."""
+    return check_token("application", value, MAX_APPLICATION)
+
+
+def to_token(text: str) -> str:
+    """Turn any text, such as a host name with dots, into a legal token."""
+    return _REPLACED.sub("-", text).strip("-")[:MAX_TOKEN] or "unnamed"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+# ---- Tasks and what happens to them
+
+
+def task(application: str, session: str, task_id: str) -> str:
+    """Where a task waits until it is acknowledged."""
+    return f"flame.task.{application}.{session}.{task_id}"
+
+
+def result(application: str, session: str, task_id: str) -> str:
+    """Where a task's one terminal record is stored."""
+    return f"flame.result.{application}.{session}.{task_id}"
+
+
+def event(application: str, session: str, task_id: str, kind: str) -> str:
+    """Where a task's notifications are heard: ``done`` for a stored record, ``running`` live."""
+    return f"flame.event.{application}.{session}.{task_id}.{kind}"
+
+
+def session_tasks(application: str, session: str) -> str:
+    """All waiting tasks of a session."""
+    return f"flame.task.{application}.{session}.*"
+
+
+def session_results(application: str, session: str) -> str:
+    """All terminal records of a session."""
+    return f"flame.result.{application}.{session}.*"
+
+
+def session_task_events(application: str, session: str) -> str:
+    """Everything that happens to the tasks of a session."""
+    return f"flame.event.{application}.{session}.*.*"
+
+
+class TaskAddress(NamedTuple):
+    """Which task a task, result or event subject is about."""
+
+    application: str
+    session: str
+    task: str
+
+
+def parse_task(subject: str) -> TaskAddress:
+    """Return whose task a ``flame.task.…`` subject is; raise `MalformedMessage` for any other."""
+    return _parse(subject, "task", 5)
+
+
+def parse_result(subject: str) -> TaskAddress:
+    """Return whose record a ``flame.result.…`` subject is; raise `MalformedMessage` for any other."""
+    return _parse(subject, "result", 5)
+
+
+def parse_event(subject: str) -> tuple[TaskAddress, str]:
+    """Return whose event a ``flame.event.…`` subject is, and its kind."""
+    return _parse(subject, "event", 6), subject.rsplit(".", 1)[1]
+
+
+def _parse(subject: str, noun: str, tokens: int) -> TaskAddress:
+    parts = subject.split(".")
+    if len(parts) != tokens or parts[0] != "flame" or parts[1] != noun or not all(map(_TOKEN.fullmatch, parts)):
+        raise MalformedMessage(f"subject {_shown(subject)}: expected flame.{noun}.<application>.<session>.<task>…")
+    return TaskAddress(parts[2], parts[3], parts[4])
+
+
+# ---- Sessions, executors, control
+
+
+def session_events(application: str, session: str) -> str:
+    """Live notifications about a session; the sessions bucket is the truth."""
+    return f"flame.session.{application}.{session}"
+
+
+def control(application: str, session: str) -> str:
+    """Nudges to the executors of a session; what they must do is in the answers to their reports."""
+    return f"flame.control.{application}.{session}"
+
+
+def executor_report(node: str, executor: str) -> str:
+    """Where an executor reports to the manager that started it, by request and reply."""
+    return f"flame.executor.{node}.{executor}"
+
+
+def executor_reports(node: str) -> str:
+    """All reports to one node's manager."""
+    return f"flame.executor.{node}.*"
+
+
+def log(application: str, session: str, executor: str) -> str:
+    """What an executor's service wrote to its standard streams."""
+    return f"flame.log.{application}.{session}.{executor}"
+
+
+API_SERVICE: Final = "flame"
+API_PREFIX: Final = "flame.api"
+
+
+def api(verb: str) -> str:
+    """A verb of the control API, answered by any scheduler."""
+    return f"{API_PREFIX}.{verb}"
+
+
+# ---- Streams, consumers, buckets
+
+
+def task_stream(application: str) -> str:
+    """The stream that holds an application's waiting and running tasks."""
+    return f"flame-task-{application}"
+
+
+def result_stream(application: str) -> str:
+    """The stream that holds an application's terminal records."""
+    return f"flame-result-{application}"
+
+
+def log_stream(application: str) -> str:
+    """The stream that holds what an application's services wrote."""
+    return f"flame-log-{application}"
+
+
+def consumer(session: str, epoch: int) -> str:
+    """The consumer that a session's executors share during one epoch of its binding."""
+    return f"{session}-{epoch}"
+
+
+def consumer_session(name: str) -> tuple[str, int]:
+    """Return the session and epoch in a consumer's name; raise `MalformedMessage` for a foreign name."""
+    session, dash, epoch = name.rpartition("-")
+    if not dash or not session or not (epoch.isascii() and epoch.isdigit()):
+        raise MalformedMessage(f"consumer {_shown(name)}: expected <session>-<epoch>")
+    return session, int(epoch)
+
+
+APPLICATIONS: Final = "flame-applications"
+SESSIONS: Final = "flame-sessions"
+COMMON_DATA: Final = "flame-common"
+NODES: Final = "flame-nodes"
+EXECUTORS: Final = "flame-executors"
+BINDINGS: Final = "flame-bindings"
+ATTEMPTS: Final = "flame-attempts"
+LEASES: Final = "flame-leases"
+
+
+def executor_key(node: str, executor: str) -> str:
+    """The key of an executor, in the bindings and in the executors bucket."""
+    return f"{node}.{executor}"
+
+
+def node_executors(node: str) -> str:
+    """All executor keys of one node."""
+    return f"{node}.*"
+
+
+def common_data_key(session: str, version: str) -> str:
+    """The key of one version of a session's common data; the session's record names the one in force."""
+    return f"{session}.{version}"

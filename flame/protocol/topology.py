@@ -1,0 +1,144 @@
+"""What the broker holds, as data: streams, buckets and consumers with their limits, and who may create them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from flame.protocol import defaults, subjects
+
+UNLIMITED: Final = -1
+
+
+class Retention(StrEnum):
+    """When a stored message goes."""
+
+    WORK = "work"
+    """When it is acknowledged."""
+    LIMITS = "limits"
+    """When a limit is passed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamSpec:
+    """A stream. All are kept in files; ages in seconds."""
+
+    name: str
+    subjects: tuple[str, ...]
+    retention: Retention = Retention.LIMITS
+    one_per_subject: bool = False
+    """A second message on a subject is refused."""
+    refuse_when_full: bool = False
+    """At a limit new messages are refused; otherwise old ones go."""
+    max_messages: int = UNLIMITED
+    max_bytes: int = UNLIMITED
+    max_age_s: float = 0.0
+    """0: no limit."""
+    direct: bool = False
+    """Any replica may answer reads."""
+    republish: tuple[str, str] | None = None
+    """What is stored on the first subject is announced on the second."""
+    replicas: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BucketSpec:
+    """A key-value bucket. One value a key, kept in files."""
+
+    name: str
+    ttl_s: float = 0.0
+    replicas: int = 1
+    max_value_bytes: int = UNLIMITED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsumerSpec:
+    """A pull consumer on a stream, in the broker's memory."""
+
+    stream: str
+    name: str
+    filter_subject: str
+    ack_wait_s: float = defaults.ACK_WAIT_S
+    max_waiting: int = 512
+    replicas: int = 0
+    """0: as the stream."""
+
+
+def task_stream(application: str, replicas: int = 1) -> StreamSpec:
+    """Return the stream of an application's waiting and running tasks; the control API creates it."""
+    return StreamSpec(
+        name=subjects.task_stream(application),
+        subjects=(subjects.task(application, "*", "*"),),
+        retention=Retention.WORK,
+        one_per_subject=True,
+        refuse_when_full=True,
+        max_messages=defaults.WAITING_TASKS,
+        max_bytes=defaults.WAITING_BYTES,
+        replicas=replicas,
+    )
+
+
+def result_stream(application: str, replicas: int = 1) -> StreamSpec:
+    """Return the stream of an application's terminal records; the control API creates it.
+
+    Only its age limits it: a result can't be refused for want of room, and the first record of a task stays.
+    """
+    return StreamSpec(
+        name=subjects.result_stream(application),
+        subjects=(subjects.result(application, "*", "*"),),
+        one_per_subject=True,
+        refuse_when_full=True,
+        max_age_s=defaults.RESULT_AGE_S,
+        direct=True,
+        republish=(
+            subjects.result(application, "*", "*"),
+            subjects.event(application, "{{wildcard(1)}}", "{{wildcard(2)}}", "done"),
+        ),
+        replicas=replicas,
+    )
+
+
+def log_stream(application: str, replicas: int = 1) -> StreamSpec:
+    """Return the stream of what an application's services wrote; the control API creates it."""
+    return StreamSpec(
+        name=subjects.log_stream(application),
+        subjects=(subjects.log(application, "*", "*"),),
+        max_bytes=defaults.LOG_BYTES,
+        max_age_s=defaults.LOG_AGE_S,
+        replicas=replicas,
+    )
+
+
+def application_streams(application: str, replicas: int = 1) -> tuple[StreamSpec, ...]:
+    """Return every stream of an application, in the order of creation: nothing may be asked before it can be kept."""
+    return (
+        log_stream(application, replicas),
+        result_stream(application, replicas),
+        task_stream(application, replicas),
+    )
+
+
+def session_consumer(application: str, session: str, epoch: int, max_executors: int) -> ConsumerSpec:
+    """Return the consumer that a bound session's executors share; the scheduler creates and deletes it."""
+    return ConsumerSpec(
+        stream=subjects.task_stream(application),
+        name=subjects.consumer(session, epoch),
+        filter_subject=subjects.session_tasks(application, session),
+        max_waiting=max(16, 2 * max_executors),
+    )
+
+
+def buckets(replicas: int = 1) -> tuple[BucketSpec, ...]:
+    """Return the control plane's buckets; the scheduler creates them."""
+    names = (
+        subjects.APPLICATIONS,
+        subjects.SESSIONS,
+        subjects.COMMON_DATA,
+        subjects.NODES,
+        subjects.EXECUTORS,
+        subjects.BINDINGS,
+        subjects.ATTEMPTS,
+    )
+    kept = tuple(BucketSpec(name=name, replicas=replicas) for name in names)
+    return (*kept, BucketSpec(name=subjects.LEASES, ttl_s=defaults.LEADER_LEASE_S, replicas=replicas))

@@ -1,0 +1,80 @@
+"""What a service is, and what it is told about its session and its tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from dataclasses import dataclass, field
+from typing import Any
+
+from flame.errors import InvalidArgument
+
+
+@dataclass(frozen=True, slots=True)
+class SessionContext:
+    """The session that an executor serves."""
+
+    session_id: str
+    application: str
+    common_data: bytes = b""
+    """What the session was created with; ``b""`` if nothing."""
+    credentials: dict[str, str] = field(default_factory=dict, repr=False)
+    """Secrets handed to the session's executors only."""
+
+
+@dataclass(slots=True)
+class TaskContext:
+    """One task."""
+
+    session_id: str
+    task_id: str
+    input: bytes
+    attempt: int = 1
+    """1 for the first run; higher where an executor was lost while running it."""
+    credentials: dict[str, str] = field(default_factory=dict, repr=False)
+    """Secrets handed with this task."""
+    delegations: dict[str, str] = field(default_factory=dict, repr=False)
+    """On whose behalf the task acts."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOutput:
+    """What a task produced."""
+
+    data: bytes = b""
+
+
+class FlameService:
+    """A service: override what you need. Methods may be ``async`` or not; those that are not run in a thread.
+
+    One instance serves one session, in a process of its own.
+    """
+
+    def on_session_enter(self, context: SessionContext) -> Awaitable[None] | None:
+        """Prepare for a session, once, before its first task. If it raises it is tried again, then the session fails."""
+
+    def on_task_invoke(self, context: TaskContext) -> Any:
+        """Run one task and return its output: `TaskOutput`, ``bytes``, ``str`` (sent as UTF-8) or ``None``.
+
+        If it raises, this task fails with the exception's text; other tasks are not affected.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no on_task_invoke")
+
+    def on_session_leave(self) -> Awaitable[None] | None:
+        """Clean up after the last task. Bounded in time; a failure is logged."""
+
+
+def output_bytes(output: object) -> bytes:
+    """Return what a handler's return value means, or raise `InvalidArgument`."""
+    if isinstance(output, TaskOutput):
+        output = output.data
+    if isinstance(output, bytes):
+        return output
+    if output is None:
+        return b""
+    if isinstance(output, str):
+        return output.encode()
+    if isinstance(output, bytearray | memoryview):
+        return bytes(output)
+    raise InvalidArgument(
+        f"on_task_invoke returned {type(output).__name__}: expected TaskOutput, bytes, str or None"
+    )

@@ -1,0 +1,122 @@
+"""An executor's life: it enters one session, serves its tasks, leaves, and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Final
+
+from flame.broker.seam import Broker
+from flame.errors import ConfigurationError
+from flame.logs import get_logger
+from flame.protocol.codes import ErrorCode
+from flame.protocol.messages import LEAVE, Assignment, ExecutorReport, Orders, TaskFault
+from flame.protocol.states import EXECUTOR, ExecutorEvent
+from flame.service.contexts import SessionContext
+from flame.service.environment import ExecutorEnvironment
+from flame.service.handlers import Handlers, fault_of
+from flame.service.reports import Reporter
+from flame.service.tasks import TaskRunner
+
+log = get_logger("flame.executor")
+
+FAILED: Final = 1
+"""Exit status of an executor that could not enter or leave its session in order."""
+
+
+class Executor:
+    """Runs a service for the one session that its manager assigns."""
+
+    def __init__(self, service: object, environment: ExecutorEnvironment, broker: Broker) -> None:
+        """Run ``service`` over a connected broker."""
+        self._service = service
+        self._environment = environment
+        self._broker = broker
+        self._state = EXECUTOR.next(EXECUTOR.initial, ExecutorEvent.READY)
+        self._fault: TaskFault | None = None
+        self._runner: TaskRunner | None = None
+        self._reporter = Reporter(broker, environment.node, environment.executor, self._snapshot)
+
+    async def serve(self) -> int:
+        """Live from the first report to the last; return the exit status."""
+        orders = await self._reporter.report()
+        if orders.want == LEAVE or orders.assignment is None:
+            return 0
+        assignment = orders.assignment
+        log.info("entering", session=assignment.session, executor=self._environment.executor)
+        handlers = Handlers(self._service, assignment.concurrency)
+        try:
+            self._advance(ExecutorEvent.ASSIGN)
+            if not await self._enter(handlers, assignment):
+                return FAILED
+            await self._serve_tasks(handlers, assignment)
+            await self._leave(handlers, assignment)
+        finally:
+            await self._reporter.stop()
+            handlers.close()
+        self._advance(ExecutorEvent.GONE)
+        await self._reporter.report()
+        return FAILED if self._fault is not None else 0
+
+    async def _enter(self, handlers: Handlers, assignment: Assignment) -> bool:
+        """Run ``on_session_enter``; a failure is reported, and the manager tries elsewhere."""
+        context = SessionContext(assignment.session, assignment.application, assignment.common_data)
+        try:
+            await handlers.enter(context)
+        except Exception as error:
+            self._fault = fault_of(error)
+            log.error("on_session_enter failed", session=assignment.session, exc_info=error)
+            await self._reporter.report()
+            return False
+        self._advance(ExecutorEvent.ENTERED)
+        return True
+
+    async def _serve_tasks(self, handlers: Handlers, assignment: Assignment) -> None:
+        runner = self._runner = TaskRunner(self._broker, assignment, self._environment.executor, handlers)
+        runner.on_change = self._reporter.wake
+        await self._reporter.start(assignment.application, assignment.session, self._on_orders)
+        self._reporter.wake()
+        await runner.serve()
+
+    async def _leave(self, handlers: Handlers, assignment: Assignment) -> None:
+        self._reporter.wake()
+        try:
+            async with asyncio.timeout(assignment.leave_timeout_s):
+                await handlers.leave()
+        except TimeoutError:
+            self._fault = TaskFault(
+                ErrorCode.TASK_FAILED, f"on_session_leave took longer than {assignment.leave_timeout_s:g} s", "TimeoutError"
+            )
+            log.error("on_session_leave took too long", session=assignment.session)
+        except Exception as error:
+            self._fault = fault_of(error)
+            log.error("on_session_leave failed", session=assignment.session, exc_info=error)
+
+    def _on_orders(self, orders: Orders) -> None:
+        runner = self._runner
+        if runner is None:
+            return
+        if orders.want == LEAVE:
+            if EXECUTOR.moves.get((self._state, ExecutorEvent.LEAVE)) is not None:
+                self._advance(ExecutorEvent.LEAVE)
+                self._reporter.wake()
+            runner.leave()
+        elif orders.assignment is not None and runner.lost_consumer.is_set():
+            runner.consumer_restored(orders.assignment.fence)
+
+    def _advance(self, event: ExecutorEvent) -> None:
+        self._state = EXECUTOR.next(self._state, event)
+
+    def _snapshot(self) -> ExecutorReport:
+        report = ExecutorReport(self._state, os.getpid(), self._fault)
+        return report if self._runner is None else self._runner.fill(report)
+
+
+def check_service(service: object) -> None:
+    """Refuse what can't be a service, with the likely mistake."""
+    if isinstance(service, type):
+        raise ConfigurationError(f"flame.run: got the class {service.__name__}; pass an instance, {service.__name__}()")
+    if not callable(getattr(service, "on_task_invoke", None)):
+        raise ConfigurationError(
+            f"flame.run: {type(service).__name__} has no on_task_invoke; expected an instance of a FlameService"
+        )

@@ -1,0 +1,78 @@
+"""Calling a service's methods, whichever way they are written."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import traceback
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from flame.errors import ConfigurationError
+from flame.protocol.codes import ErrorCode
+from flame.protocol.messages import TaskFault
+
+Handler = Callable[..., Awaitable[Any]]
+
+
+class Handlers:
+    """A service's methods as coroutines: ``async`` ones as they are, others in a thread of their own."""
+
+    def __init__(self, service: object, concurrency: int) -> None:
+        """Take the methods of an instance."""
+        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="flame-service")
+        self.enter = self._coroutine(service, "on_session_enter")
+        self.invoke = self._coroutine(service, "on_task_invoke")
+        self.leave = self._coroutine(service, "on_session_leave")
+
+    def close(self) -> None:
+        """Let go of the threads; one that still runs user code is not waited for."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _coroutine(self, service: object, name: str) -> Handler:
+        method = getattr(service, name, None)
+        if method is None:
+            if name == "on_task_invoke":
+                raise ConfigurationError(
+                    f"flame.run: {type(service).__name__} has no {name}; expected an instance of a FlameService"
+                )
+            return _nothing
+        if inspect.iscoroutinefunction(method):
+            coroutine: Handler = method
+            return coroutine
+
+        async def in_thread(*arguments: object) -> Any:
+            context = contextvars.copy_context()
+            loop = asyncio.get_running_loop()
+            result = await loop.run_in_executor(self._threads, lambda: context.run(method, *arguments))
+            return await result if inspect.isawaitable(result) else result
+
+        return in_thread
+
+
+async def _nothing(*_: object) -> None:
+    """Stand in for an optional method that a service doesn't have."""
+
+
+def fault_of(error: BaseException) -> TaskFault:
+    """Describe what a service raised: type, message and traceback, without Flame's own frames."""
+    frames = traceback.TracebackException.from_exception(error)
+    _drop_own_frames(frames)
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return TaskFault(ErrorCode.TASK_FAILED, _limited(str(error)), name, _limited("".join(frames.format())))
+
+
+def _drop_own_frames(frames: traceback.TracebackException) -> None:
+    while frames.stack and frames.stack[0].filename.startswith(_OWN):
+        del frames.stack[0]
+
+
+_OWN = __file__.rpartition("handlers.py")[0]
+_LIMIT = 16 * 1024
+
+
+def _limited(text: str) -> str:
+    return text if len(text) <= _LIMIT else f"{text[: _LIMIT // 2]}\n… {len(text) - _LIMIT} characters …\n{text[-_LIMIT // 2 :]}"

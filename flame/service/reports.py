@@ -1,0 +1,112 @@
+"""What an executor tells its manager, and what it is told in return."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from flame.broker.errors import NoResponders, NotAcknowledged
+from flame.broker.seam import Broker, LiveMessage, Subscription
+from flame.errors import BrokerUnavailable, MalformedMessage
+from flame.logs import get_logger
+from flame.protocol import subjects
+from flame.protocol.messages import ExecutorReport, Orders, decode_nudge
+
+log = get_logger("flame.executor")
+
+LOOK_S: Final = 1.0
+"""How often the executor looks whether there is something new to tell."""
+REPEAT_S: Final = 5.0
+"""How often it reports although there is nothing new."""
+PAUSE_S: Final = 0.1
+"""Between two reports at least."""
+TIMEOUT_S: Final = 2.0
+
+
+class Reporter:
+    """Reports to the manager: at once when woken, otherwise when something changed."""
+
+    def __init__(self, broker: Broker, node: str, executor: str, snapshot: Callable[[], ExecutorReport]) -> None:
+        """Report what ``snapshot`` returns."""
+        self._broker = broker
+        self._subject = subjects.executor_report(node, executor)
+        self._executor = executor
+        self._snapshot = snapshot
+        self._woken = asyncio.Event()
+        self._last: ExecutorReport | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._nudges: Subscription | None = None
+
+    async def report(self) -> Orders:
+        """Report now and return the manager's answer, however long that takes: managers restart."""
+        pause_s = PAUSE_S
+        warned = False
+        while True:
+            report = self._snapshot()
+            try:
+                answer = await self._broker.request(self._subject, report.encode(), TIMEOUT_S)
+                orders = Orders.decode(answer)
+            except (NoResponders, NotAcknowledged, BrokerUnavailable, MalformedMessage) as error:
+                if not warned:
+                    log.warning("the executor manager does not answer; still trying", error=str(error))
+                    warned = True
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, TIMEOUT_S)
+            else:
+                self._last = report
+                return orders
+
+    async def start(self, application: str, session: str, on_orders: Callable[[Orders], None]) -> None:
+        """Go on reporting; ``on_orders`` gets every answer."""
+
+        def on_nudge(message: LiveMessage) -> None:
+            try:
+                if decode_nudge(message.data) in ("", self._executor):
+                    self.wake()
+            except MalformedMessage as error:
+                log.warning("unreadable control message", error=str(error))
+
+        self._nudges = await self._broker.subscribe(subjects.control(application, session), on_nudge)
+        self._task = asyncio.create_task(self._go_on(on_orders), name="reports")
+
+    def wake(self) -> None:
+        """Report soon."""
+        self._woken.set()
+
+    async def stop(self) -> None:
+        """Report no more by itself."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+        if self._nudges is not None:
+            await self._nudges.stop()
+
+    async def _go_on(self, on_orders: Callable[[Orders], None]) -> None:
+        loop = asyncio.get_running_loop()
+        reported = loop.time()
+        while True:
+            try:
+                async with asyncio.timeout(LOOK_S):
+                    await self._woken.wait()
+            except TimeoutError:
+                if not self._news() and loop.time() - reported < REPEAT_S:
+                    continue
+            self._woken.clear()
+            on_orders(await self.report())
+            reported = loop.time()
+            await asyncio.sleep(PAUSE_S)
+
+    def _news(self) -> bool:
+        last, now = self._last, self._snapshot()
+        if last is None:
+            return True
+        return (last.state, last.succeeded, last.failed, last.running > 0, last.pending, last.idle_s > 0) != (
+            now.state,
+            now.succeeded,
+            now.failed,
+            now.running > 0,
+            now.pending,
+            now.idle_s > 0,
+        )

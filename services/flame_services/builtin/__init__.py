@@ -1,0 +1,1 @@
+"""Applications that every cluster has from its first start."""
