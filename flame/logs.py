@@ -28,7 +28,9 @@ def get_logger(name: str) -> Any:
 
 def configure_logs(level: str = "info", json: bool = False) -> None:
     """Send the logs of a Flame program to standard error. For programs, never called by the library."""
-    renderer = structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    renderer = (
+        structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

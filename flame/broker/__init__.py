@@ -1,0 +1,1 @@
+"""The only package that knows NATS: the seam, its implementation, and a server of our own."""

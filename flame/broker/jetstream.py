@@ -127,7 +127,8 @@ class JetStreamBroker:
         except (nats_errors.Error, OSError, asyncio.IncompleteReadError) as error:
             cause = self._last_error or error
             raise BrokerUnavailable(
-                f"no NATS server answers at {self._endpoint} ({_plain(cause)}): is the cluster up? `flmctl up` starts one here"
+                f"no NATS server answers at {self._endpoint} ({_plain(cause)}):"
+                " is the cluster up? `flmctl up` starts one here"
             ) from error
         self._nc.options["max_reconnect_attempts"] = -1
         self._nc.options["reconnect_time_wait"] = RECONNECT_WAIT_S
@@ -235,7 +236,7 @@ class JetStreamBroker:
 
     async def serve(self, name: str, version: str, prefix: str, verbs: Mapping[str, RequestHandler]) -> Subscription:
         """See `flame.broker.seam.Broker.serve`."""
-        from nats.micro import add_service  # only schedulers serve
+        from nats.micro import add_service  # noqa: PLC0415  # only schedulers serve
 
         try:
             service = await add_service(self._nc, name=name, version=version)
@@ -488,5 +489,3 @@ def _bucket_config(spec: BucketSpec) -> dict[str, Any]:
         "duplicate_window": int(min(spec.ttl_s or 120, 120) * SECOND_NS),
         "num_replicas": spec.replicas,
     }
-
-

@@ -139,9 +139,7 @@ def read_delivery(msg: Msg) -> Delivery:
     parts = msg.reply.split(".")
     # $JS.ACK.<stream>.<consumer>.<delivered>.<sequence>.<n>.<time>.<pending>; longer with domain and account.
     base = 2 if len(parts) == 9 else 4
-    return Delivery(
-        msg.subject, msg.data, msg.reply, int(parts[base + 2]), int(parts[base + 3]), int(parts[base + 6])
-    )
+    return Delivery(msg.subject, msg.data, msg.reply, int(parts[base + 2]), int(parts[base + 3]), int(parts[base + 6]))
 
 
 def _heartbeat(wait_s: float) -> dict[str, object]:

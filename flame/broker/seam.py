@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from flame.protocol.topology import BucketSpec, ConsumerSpec, StreamSpec
@@ -190,8 +189,8 @@ class Broker(Protocol):
         """Send a message to its stream; the future brings its sequence once it is stored.
 
         With ``then_acknowledge``, the delivery of that handle is acknowledged as soon as the subject holds a message,
-        this one or (`Duplicate`) an earlier one. The future fails with `Duplicate`, `StreamFull`, `StreamMissing`, or `NotAcknowledged` after
-        ``timeout_s``. Many may be under way at once; they are stored in the order of the calls.
+        this one or (`Duplicate`) an earlier one. The future fails with `Duplicate`, `StreamFull`, `StreamMissing`, or
+        `NotAcknowledged` after ``timeout_s``. Many may be under way at once; they are stored in the order of the calls.
         """
 
     async def store(self, subject: str, data: bytes, timeout_s: float) -> int:

@@ -64,6 +64,7 @@ _BY_CODE: Final[Mapping[int, type[FlameError]]] = {
     10047: StreamFull,  # no more storage on the server
 }
 
+
 def map_api_error(what: str, error: Mapping[str, Any]) -> FlameError:
     """Turn the ``error`` of a JetStream answer into ours. Only the text of 10077 tells what it means."""
     code = int(error.get("err_code", 0))

@@ -87,7 +87,9 @@ class Connection:
         self._closed = True
         self._forget_reconnect()
         for session in tuple(self._sessions):
-            await session.abandon(BrokerUnavailable("the connection was closed while the task was outstanding; it goes on"))
+            await session.abandon(
+                BrokerUnavailable("the connection was closed while the task was outstanding; it goes on")
+            )
         await self.broker.close()
 
     async def __aenter__(self) -> Self:
@@ -246,7 +248,8 @@ class Connection:
             except NoResponders:
                 if loop.time() >= give_up:
                     raise SchedulerUnavailable(
-                        f"{verb.value}: the broker at {self.endpoint} answers but no scheduler does: start flame-scheduler"
+                        f"{verb.value}: the broker at {self.endpoint} answers but no scheduler does;"
+                        " start flame-scheduler"
                     ) from None
             except NotAcknowledged:
                 raise SchedulerUnavailable(

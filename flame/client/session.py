@@ -147,7 +147,7 @@ class Session:
     async def close(self, *, timeout_s: float | None = None) -> None:
         """End the session and return once every task has its record: running ones finish, waiting ones are cancelled.
 
-        Closing a session that has ended already is no error. Raises `TimedOut` after ``timeout_s``; the closing goes on.
+        Closing a session that has ended is no error. Raises `TimedOut` after ``timeout_s``; the closing goes on.
         """
         if not self._record.settled:
             self._note(await self._connection.request_close(self.id))
@@ -228,7 +228,8 @@ class Session:
         self._outstanding.pop(handle.id, None)
         if isinstance(error, StreamFull):
             error = QueueFull(
-                f"application {self.application} holds as many waiting tasks as it may; the task was not stored: retry later"
+                f"application {self.application} holds as many waiting tasks as it may;"
+                " the task was not stored: try again later"
             )
         elif isinstance(error, StreamMissing):
             error = ApplicationNotFound(f"application {self.application} is not registered any more")
@@ -419,7 +420,9 @@ class Session:
     def _ended_error(self) -> SessionNotOpen:
         if self._record.state is SessionState.FAILED:
             return SessionFailed(f"session {self.id} failed: {self._record.reason}")
-        return SessionNotOpen(f"session {self.id} is {self._record.state.value}: it takes no more tasks; create another")
+        return SessionNotOpen(
+            f"session {self.id} is {self._record.state.value}: it takes no more tasks; create another"
+        )
 
     async def _idle(self) -> None:
         """Wait until every task created here has ended, however it did."""

@@ -42,9 +42,7 @@ class Task:
 
     def started_by(self, event: RunningEvent) -> Task:
         """Return the task once it runs."""
-        return replace(
-            self, state=TaskState.RUNNING, executor=event.executor, attempt=event.attempt, started=event.at
-        )
+        return replace(self, state=TaskState.RUNNING, executor=event.executor, attempt=event.attempt, started=event.at)
 
     def finished_by(self, record: ResultRecord) -> Task:
         """Return the task with its terminal record."""

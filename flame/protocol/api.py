@@ -12,7 +12,15 @@ from pydantic import Field
 
 from flame.errors import FlameError, MalformedMessage, from_code
 from flame.protocol.codec import VERSION, pack, unpack
-from flame.protocol.records import ApplicationRecord, ApplicationSpec, ExecutorRecord, Input, Record, SessionOptions, SessionRecord
+from flame.protocol.records import (
+    ApplicationRecord,
+    ApplicationSpec,
+    ExecutorRecord,
+    Input,
+    Record,
+    SessionOptions,
+    SessionRecord,
+)
 from flame.protocol.states import NodeState
 
 

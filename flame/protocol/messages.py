@@ -140,7 +140,9 @@ class RunningEvent:
 
     def encode(self) -> bytes:
         """Return the bytes on the wire."""
-        return pack({"v": VERSION, "kind": "running", "executor": self.executor, "attempt": self.attempt, "at": self.at})
+        return pack(
+            {"v": VERSION, "kind": "running", "executor": self.executor, "attempt": self.attempt, "at": self.at}
+        )
 
     @classmethod
     def decode(cls, data: bytes) -> RunningEvent:
@@ -270,6 +272,27 @@ class Orders:
             LEAVE if fields.get("want") == LEAVE else SERVE,
             None if assignment is None else Assignment.from_fields(assignment),
         )
+
+
+@dataclass(slots=True)
+class LogChunk:
+    """Some of what an executor's service wrote, in order; whole lines where they are short enough."""
+
+    stream: str
+    """``stdout`` or ``stderr``."""
+    at: float
+    """When it was read, Unix seconds."""
+    data: bytes = _NOTHING
+
+    def encode(self) -> bytes:
+        """Return the bytes on the wire."""
+        return pack({"v": VERSION, "kind": "log", "stream": self.stream, "at": self.at, "data": self.data})
+
+    @classmethod
+    def decode(cls, data: bytes) -> LogChunk:
+        """Read one; raise `MalformedMessage` if it is none."""
+        fields = _frame(data, "log")
+        return cls(_text(fields, "stream"), float(_number(fields, "at", 0.0)), _bytes(fields, "data"))
 
 
 def encode_nudge(executor: str = "") -> bytes:

@@ -24,7 +24,8 @@ def check_token(what: str, value: object, limit: int = MAX_TOKEN) -> str:
     if isinstance(value, str) and len(value) <= limit and _TOKEN.fullmatch(value):
         return value
     raise InvalidName(
-        f"{what} {_shown(value)} is not a legal name: expected 1 to {limit} characters out of A-Z, a-z, 0-9, '_' and '-'"
+        f"{what} {_shown(value)} is not a legal name:"
+        f" expected 1 to {limit} characters out of A-Z, a-z, 0-9, '_' and '-'"
     )
 
 

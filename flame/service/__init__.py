@@ -1,0 +1,1 @@
+"""The service side of the SDK: what runs in an executor."""

@@ -50,7 +50,10 @@ class FlameService:
     """
 
     def on_session_enter(self, context: SessionContext) -> Awaitable[None] | None:
-        """Prepare for a session, once, before its first task. If it raises it is tried again, then the session fails."""
+        """Prepare for a session, once, before its first task.
+
+        If it raises it is tried again in a new executor, and in the end the session fails.
+        """
 
     def on_task_invoke(self, context: TaskContext) -> Any:
         """Run one task and return its output: `TaskOutput`, ``bytes``, ``str`` (sent as UTF-8) or ``None``.
@@ -75,6 +78,4 @@ def output_bytes(output: object) -> bytes:
         return output.encode()
     if isinstance(output, bytearray | memoryview):
         return bytes(output)
-    raise InvalidArgument(
-        f"on_task_invoke returned {type(output).__name__}: expected TaskOutput, bytes, str or None"
-    )
+    raise InvalidArgument(f"on_task_invoke returned {type(output).__name__}: expected TaskOutput, bytes, str or None")

@@ -85,7 +85,9 @@ class Executor:
                 await handlers.leave()
         except TimeoutError:
             self._fault = TaskFault(
-                ErrorCode.TASK_FAILED, f"on_session_leave took longer than {assignment.leave_timeout_s:g} s", "TimeoutError"
+                ErrorCode.TASK_FAILED,
+                f"on_session_leave took longer than {assignment.leave_timeout_s:g} s",
+                "TimeoutError",
             )
             log.error("on_session_leave took too long", session=assignment.session)
         except Exception as error:

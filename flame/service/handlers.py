@@ -75,4 +75,8 @@ _LIMIT = 16 * 1024
 
 
 def _limited(text: str) -> str:
-    return text if len(text) <= _LIMIT else f"{text[: _LIMIT // 2]}\n… {len(text) - _LIMIT} characters …\n{text[-_LIMIT // 2 :]}"
+    return (
+        text
+        if len(text) <= _LIMIT
+        else f"{text[: _LIMIT // 2]}\n… {len(text) - _LIMIT} characters …\n{text[-_LIMIT // 2 :]}"
+    )

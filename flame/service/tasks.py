@@ -222,7 +222,7 @@ class TaskRunner:
             if current is not None and current.cancelling():
                 raise
             record = ResultRecord(TaskState.FAILED, error=fault_of(error))  # user code let its own cancellation out
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # whatever user code raises is the task's outcome
             record = ResultRecord(TaskState.FAILED, error=fault_of(error))
         else:
             record = ResultRecord(TaskState.SUCCEED, output)
@@ -279,9 +279,9 @@ class TaskRunner:
             self._on_stored(delivery, record, data, error)
         else:
             stored.add_done_callback(
-                lambda future: None
-                if future.cancelled()
-                else self._on_stored(delivery, record, data, future.exception())
+                lambda future: (
+                    None if future.cancelled() else self._on_stored(delivery, record, data, future.exception())
+                )
             )
 
     def _on_stored(self, delivery: Delivery, record: ResultRecord, data: bytes, error: BaseException | None) -> None:

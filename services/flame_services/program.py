@@ -38,7 +38,9 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     endpoint: str = Field(default=DEFAULT_ENDPOINT, description="where the broker is: nats://HOST:PORT[,…]")
-    log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error")
+    log_level: str = Field(
+        default="info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error"
+    )
     log_json: bool = Field(default=False, description="log one JSON object a line")
     lifetime_fd: int | None = Field(
         default=None, description="a descriptor inherited from the owner; when its other end closes, this program stops"

@@ -1,0 +1,66 @@
+"""The scheduler as a program: it keeps a view, answers the control API, and plans."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+
+from pydantic import Field
+
+from flame.broker.jetstream import connect
+from flame.broker.seam import Broker
+from flame.protocol.subjects import to_token
+from flame_services.program import Settings
+from flame_services.scheduler.cluster import found_cluster
+from flame_services.scheduler.control_api import ControlApi
+from flame_services.scheduler.planner import Planner
+from flame_services.scheduler.store import Store
+from flame_services.scheduler.view import View
+
+
+class SchedulerSettings(Settings):
+    """What a scheduler can be told."""
+
+    name: str = Field(default="", description="its name among schedulers; empty: made from the host's name")
+    replicas: int = Field(default=1, ge=1, le=5, description="copies of every stream and bucket, in a broker cluster")
+
+
+class Scheduler:
+    """Binds sessions to executors, and answers the control API."""
+
+    def __init__(self, settings: SchedulerSettings) -> None:
+        """Take settings; nothing is connected before `start`."""
+        self._settings = settings
+        self._name = settings.name or f"{to_token(socket.gethostname())[:48]}-{secrets.token_hex(3)}"
+        self._broker: Broker | None = None
+        self._store: Store | None = None
+        self._api: ControlApi | None = None
+        self._planner: Planner | None = None
+
+    async def start(self) -> None:
+        """Return when the view is complete and requests are answered."""
+        broker = self._broker = await connect(self._settings.endpoint, name=f"flame-scheduler-{self._name}")
+        await found_cluster(broker, self._settings.replicas)
+        view = View()
+        store = self._store = Store(broker, view)
+        await store.start()
+        self._planner = Planner(broker, view, store)
+        self._api = ControlApi(broker, view, store, self._name, self._settings.replicas)
+        await self._api.start()
+        await self._planner.start()
+
+    async def stop(self) -> None:
+        """Stop answering, finish what is under way, and disconnect."""
+        for part in (self._api, self._planner, self._store):
+            if part is not None:
+                await part.stop()
+        if self._broker is not None:
+            await self._broker.close()
+
+    async def failed(self) -> str:
+        """Return why planning ended by itself."""
+        if self._planner is None:
+            await asyncio.Event().wait()
+        assert self._planner is not None
+        return await self._planner.failed()
