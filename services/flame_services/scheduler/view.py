@@ -20,7 +20,6 @@ from flame.protocol.records import (
 from flame.protocol.resources import Resources
 from flame.protocol.states import NODE, ExecutorState, NodeEvent, NodeState, SessionState
 
-
 NOTHING: Final = Resources()
 
 

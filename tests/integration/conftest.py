@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+import flame
+from tests.support.cluster import Cluster, processes_of
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """A cluster of one node for a module's tests; afterwards nothing of it is alive."""
+    options: tuple[str, ...] = getattr(request.module, "MANAGER_OPTIONS", ())
+    nodes: int = getattr(request.module, "NODES", 1)
+    folder: Path = tmp_path_factory.mktemp("cluster")
+    made = Cluster(folder, nodes=nodes, manager_options=options)
+    try:
+        asyncio.run(made.start())
+    except BaseException:
+        asyncio.run(made.stop())
+        print(made.logs())  # noqa: T201  # pytest shows it with the failure
+        raise
+    failed = request.session.testsfailed
+    yield made
+    asyncio.run(made.stop())
+    if request.session.testsfailed > failed:
+        print(made.logs())  # noqa: T201  # pytest shows it with the failure
+    assert processes_of(made.broker.endpoint) == []
+
+
+@pytest.fixture
+async def connection(cluster: Cluster) -> AsyncIterator[flame.Connection]:
+    """A client of the cluster."""
+    async with cluster.connect() as client:
+        yield client
+
+
+@pytest.fixture
+async def lab(cluster: Cluster, connection: flame.Connection) -> str:
+    """The application of tests/services/lab.py, which does what its input says."""
+    name = "lab"
+    if name not in {application.name for application in await connection.list_applications()}:
+        await connection.register_application(name, cluster.service("lab", delay_release_s=30))
+    return name
