@@ -488,7 +488,7 @@ def test_a_terminal_gets_what_fits_it(cluster: Up) -> None:
     assert all(len(line) <= 80 for line in lines if not line.startswith("("))
     assert "Pending" in lines[0]
     assert "Resources" not in lines[0]
-    assert lines[-1].startswith("(App, Resources, Priority: no room in 80 columns")
+    assert lines[-1].startswith("(Resources, Priority: no room in 80 columns")
     assert "\x1b" not in output
     assert "\x1b[1mID" in in_terminal(["list", "-s", "--endpoint", cluster.endpoint], columns=200, TERM="xterm")
 

@@ -1,0 +1,1 @@
+"""`flmctl` and its companions: the command line of Flame."""

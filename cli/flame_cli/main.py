@@ -1,0 +1,41 @@
+"""Where the programs of the command line begin.
+
+Nothing but the standard library is imported before the first line that could fail: a missing extra, a Ctrl-C
+while modules are loading, anything at all ends in one line on standard error and never in a traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+
+def main() -> NoReturn:
+    """Run ``flmctl``."""
+    _run("flmctl")
+
+
+def flmping() -> NoReturn:
+    """Run ``flmping``."""
+    _run("flmping")
+
+
+def _run(program: str) -> NoReturn:
+    from flame_cli import errors
+
+    errors.prepare_output()
+    try:
+        from flame_cli.app import run
+
+        run(program)
+        status: int | str | None = errors.ExitCode.OK
+    except SystemExit as end:
+        status = end.code
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 (the last one there is: it says so in one line)
+        status = errors.report(program, error)
+    flushed = errors.flush_output(program)
+    sys.exit(status or flushed)
+
+
+if __name__ == "__main__":
+    main()

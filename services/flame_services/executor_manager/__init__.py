@@ -1,0 +1,17 @@
+"""The executor manager: one on each node, it turns bindings into processes and looks after them.
+
+    bindings ──► executors ──► executor ──► process
+    (bucket)     (the set)     (one life)   (a process group)
+                                  │  ▲
+                          record ◄┘  └── reports of the process itself
+
+`executors` hears what the scheduler wants of this node. `executor` carries one such wish out; the rules that it
+follows are in `life`, which is pure, as `reasons` and the planning in `launch` are. `record` tells the cluster.
+`process`, `captured_file` and `work_folder` are where the operating system is.
+"""
+
+from __future__ import annotations
+
+from flame_services.executor_manager.program import main
+
+__all__ = ["main"]

@@ -1,0 +1,80 @@
+"""What an executor is told about its session: read from the control plane when it is started."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flame.broker.seam import Broker
+from flame.errors import FlameError
+from flame.protocol import defaults, subjects
+from flame.protocol.messages import Assignment
+from flame.protocol.records import (
+    ApplicationRecord,
+    ApplicationSpec,
+    BindingRecord,
+    SessionRecord,
+    decode_record,
+)
+from flame.protocol.states import SessionState
+from flame_services.executor_manager.launch import LaunchRefused
+
+SUPERSEDED = "superseded: its session has ended or was bound anew"
+
+
+class Superseded(FlameError):
+    """A binding's session has ended, or was bound anew since: its executor has nothing to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Briefing:
+    """All that is needed to start an executor."""
+
+    spec: ApplicationSpec
+    assignment: Assignment
+
+
+async def read_briefing(broker: Broker, binding: BindingRecord) -> Briefing:
+    """Read what a binding refers to, by its leader.
+
+    Raises `Superseded`, `LaunchRefused` if something is not there, and `Unavailable` where reading failed.
+    """
+    session = await current_session(broker, binding)
+    entry = await broker.bucket(subjects.APPLICATIONS).get(binding.application)
+    application = decode_record(ApplicationRecord, entry.value) if entry and entry.value else None
+    if application is None:
+        raise LaunchRefused(f"application {binding.application!r} is not registered any more")
+    common_data = b""
+    if session.common_data_key:
+        entry = await broker.bucket(subjects.COMMON_DATA).get(session.common_data_key)
+        if entry is None or entry.value is None:
+            raise LaunchRefused(f"the common data of session {session.id!r} is gone")
+        common_data = entry.value
+    spec = application.spec
+    return Briefing(
+        spec,
+        Assignment(
+            application=binding.application,
+            session=binding.session,
+            epoch=binding.epoch,
+            stream=subjects.task_stream(binding.application),
+            consumer=binding.consumer,
+            fence=binding.fence,
+            common_data=common_data,
+            concurrency=spec.concurrency,
+            max_executors=min(session.options.max_instances or spec.max_instances, spec.max_instances),
+            ack_wait_s=defaults.ACK_WAIT_S,
+            leave_timeout_s=defaults.LEAVE_TIMEOUT_S,
+        ),
+    )
+
+
+async def current_session(broker: Broker, binding: BindingRecord) -> SessionRecord:
+    """Return the session of a binding, by its leader; raise `Superseded` if the binding is not in force."""
+    entry = await broker.bucket(subjects.SESSIONS).get(binding.session)
+    session = decode_record(SessionRecord, entry.value) if entry and entry.value else None
+    if session is None or session.epoch != binding.epoch or session.state not in _SERVED:
+        raise Superseded(SUPERSEDED)
+    return session
+
+
+_SERVED = (SessionState.OPEN, SessionState.CLOSING)

@@ -1,0 +1,290 @@
+"""One executor: its process, its record and its reports, from the binding to the release."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from typing import Final
+
+from flame.errors import FlameError, IllegalTransition
+from flame.logs import get_logger
+from flame.protocol import defaults, subjects
+from flame.protocol.messages import LEAVE, SERVE, Assignment, ExecutorReport, Orders, encode_nudge
+from flame.protocol.records import BindingRecord
+from flame.protocol.states import ExecutorState
+from flame_services.executor_manager.assignment import Briefing, Superseded, read_briefing
+from flame_services.executor_manager.launch import LaunchRefused
+from flame_services.executor_manager.life import Deadline, Life, Limits
+from flame_services.executor_manager.output import Captured
+from flame_services.executor_manager.place import Place
+from flame_services.executor_manager.process import ExecutorProcess, ExitWatch, is_alive, started_at
+from flame_services.executor_manager.reasons import last_lines, service_ended
+from flame_services.executor_manager.record import RecordWriter
+
+log = get_logger("flame.manager.executor")
+
+KILL_AFTER_S: Final = 5.0
+"""Between SIGTERM and SIGKILL."""
+_VANISH_S: Final = 1.0
+_WRAPPER_S: Final = 2.0
+"""How long the program that was started, such as `uv run`, may outlive the service that it started."""
+_RETRY_S: Final = 0.5
+
+
+class Executor:
+    """Carries one binding out. Its process is never used for another."""
+
+    def __init__(self, place: Place, binding: BindingRecord) -> None:
+        """Take a binding; `start` begins."""
+        settings = place.settings
+        limits = Limits(settings.ready_timeout_s, settings.enter_timeout_s, defaults.LEAVE_TIMEOUT_S)
+        self.binding: Final = binding
+        self.writer: Final = RecordWriter(place.broker, place.node, binding.executor)
+        self.released: Final = asyncio.Event()
+        """Its process is gone and its last record is on its way."""
+        self.life: Final = Life(binding, limits, time.time())
+        self._place: Final = place
+        self._log = log.bind(executor=binding.executor, session=binding.session, application=binding.application)
+        self._loop = asyncio.get_running_loop()
+        self._task: asyncio.Task[None] | None = None
+        self._preparing: asyncio.Timeout | None = None
+        self._process: ExecutorProcess | None = None
+        self._service: ExitWatch | None = None
+        self._captured: Captured | None = None
+        self._assignment: Assignment | None = None
+        self._lost_consumer = False
+        self._armed: Deadline | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._terminating = False
+        self._unwanted = False
+
+    @property
+    def must_be_reminded(self) -> bool:
+        """Whether it should report, since there is something for it to hear."""
+        return self.life.must_be_reminded or self._lost_consumer
+
+    @property
+    def consumer(self) -> tuple[str, str]:
+        """The stream and the consumer that it pulls from."""
+        return subjects.task_stream(self.binding.application), self.binding.consumer
+
+    # ---- what is wanted of it
+
+    def start(self) -> None:
+        """Begin to carry the binding out."""
+        self._task = asyncio.create_task(self._live(), name=f"executor {self.binding.executor}")
+
+    def leave(self) -> None:
+        """Have it leave its session and end; tasks that run may finish. `nudge` lets it know soon."""
+        if not self.life.leaving:
+            self.life.leaving = True
+            self._log.info("told to leave")
+        if self._preparing is not None and not self._preparing.expired():
+            self._preparing.reschedule(self._loop.time())
+
+    async def nudge(self) -> None:
+        """Ask it to report now, to be told what is wanted of it. It may not hear."""
+        with contextlib.suppress(FlameError):
+            await self._place.broker.publish(
+                subjects.control(self.binding.application, self.binding.session),
+                encode_nudge(self.binding.executor),
+            )
+
+    def drop(self) -> None:
+        """End it and remove its record: its binding is gone."""
+        self._unwanted = True
+        if self.released.is_set():
+            self.writer.delete()
+        else:
+            self.terminate("its binding was deleted")
+
+    def terminate(self, cause: str, grace_s: float = KILL_AFTER_S) -> None:
+        """End it through no fault of its own: SIGTERM to its processes now, SIGKILL after the grace."""
+        self.leave()
+        self._terminate(cause, grace_s, blameless=True)
+
+    def kill(self) -> None:
+        """End its processes now."""
+        if self._process is not None:
+            self._process.signal(signal.SIGKILL)
+
+    def note_backlog(self, pending: int) -> None:
+        """Take note of what waits in its session."""
+        self.life.note_backlog(pending, time.time())
+        self._follow_life()
+
+    def is_busy(self) -> bool:
+        """Whether it takes tasks and has something to do, or has fallen silent."""
+        self.life.note_silence(time.time())
+        self._follow_life()
+        return self.life.is_busy
+
+    # ---- what it reports
+
+    async def report(self, report: ExecutorReport) -> Orders:
+        """Take note of a report and answer it."""
+        if not self._is_ours(report.pid):
+            return Orders(LEAVE)
+        try:
+            self.life.hear(report, time.time())
+        except IllegalTransition as error:
+            self._log.warning("report ignored", pid=report.pid, reason=str(error))
+        self._follow_life()
+        self._lost_consumer = report.lost_consumer
+        if self.life.leaving or self._assignment is None:
+            return Orders(LEAVE)
+        if report.lost_consumer:
+            return await self._repair(self._assignment)
+        if report.state is ExecutorState.IDLE:
+            self.life.assign(time.time())
+            self._follow_life()
+            return Orders(SERVE, self._assignment)
+        return Orders(SERVE)
+
+    def _is_ours(self, pid: int) -> bool:
+        """Whether a report comes from the process that runs the service; the first one decides which that is."""
+        process, known = self._process, self.life.record.pid
+        if process is None or self.released.is_set():
+            return False
+        if known:
+            if pid != known:
+                self._log.warning("report refused: it comes from another process", pid=pid, service=known)
+            return pid == known
+        if not process.owns(pid):
+            self._log.warning("report refused: the process is none of this executor's", pid=pid)
+            return False
+        self.life.identify(pid, started_at(pid))
+        if pid != process.pid:
+            self._service = ExitWatch(pid, self._service_ended, lambda: not is_alive(pid))
+        return True
+
+    async def _repair(self, assignment: Assignment) -> Orders:
+        try:
+            repaired = await self._place.consumers.repair(self.binding, assignment)
+        except Superseded as error:
+            self._log.info("lost its consumer for good", reason=str(error))
+            self.leave()
+            return Orders(LEAVE)
+        except FlameError as error:
+            self._log.warning("its consumer can't be made again yet", reason=str(error))
+            return Orders(SERVE)
+        self._assignment = repaired
+        self._lost_consumer = False
+        return Orders(LEAVE) if self.life.leaving else Orders(SERVE, repaired)
+
+    # ---- its life
+
+    async def _live(self) -> None:
+        try:
+            briefing = await self._prepare()
+            if briefing is None or self.life.leaving:
+                self.life.release("", clean=True, now=time.time())
+                return
+            process = self._start_process(briefing)
+            status = await process.ended
+            await process.vanished(_VANISH_S)
+            tail = last_lines(self._captured.last_output()) if self._captured else ""
+            self.life.end(status, tail, time.time())
+        except Superseded as error:
+            self.life.release(str(error), clean=True, now=time.time())
+        except LaunchRefused as error:
+            self.life.release(str(error), clean=False, now=time.time())
+        except Exception:  # noqa: BLE001 (of ours, whatever it is: the process must end and the cluster know)
+            self._log.exception("an executor can't be looked after any more")
+        finally:
+            self._release()
+
+    async def _prepare(self) -> Briefing | None:
+        """Read what the binding refers to, for as long as it takes; ``None`` if it is to leave before."""
+        try:
+            async with asyncio.timeout(0 if self.life.leaving else None) as self._preparing:
+                return await self._read_briefing()
+        except TimeoutError:
+            return None
+        finally:
+            self._preparing = None
+
+    async def _read_briefing(self) -> Briefing:
+        told = False
+        while True:
+            try:
+                return await read_briefing(self._place.broker, self.binding)
+            except (Superseded, LaunchRefused):
+                raise
+            except FlameError as error:
+                if not told:
+                    self._log.warning("can't be started yet; trying on", reason=str(error))
+                told = True
+            await asyncio.sleep(_RETRY_S)
+
+    def _start_process(self, briefing: Briefing) -> ExecutorProcess:
+        self._captured, self._process = self._place.start_process(self.binding, briefing.spec)
+        self._assignment = briefing.assignment
+        self.life.start(time.time())
+        self._follow_life()
+        self._log.info("started", pid=self._process.pid)
+        return self._process
+
+    def _release(self) -> None:
+        """Let go of everything. Also on the way out of a failure of ours: no process stays."""
+        life = self.life
+        self.kill()
+        if life.state is not ExecutorState.RELEASED:
+            life.release("a fault of the executor manager; its log has the details", clean=False, now=time.time())
+        if self._service is not None:
+            self._service.stop()
+        if self._captured is not None:
+            self._place.clean_up(self.binding, self._captured)
+        self._follow_life()
+        record = life.record
+        told = self._log.info if record.clean else self._log.warning
+        # The first line is ours; what follows is what the service wrote, which is not for this log.
+        told("released", pid=record.pid, clean=record.clean, reason=record.reason.partition("\n")[0])
+        self.released.set()
+        if self._unwanted:
+            self.writer.delete()
+
+    # ---- its end
+
+    def _follow_life(self) -> None:
+        """Tell the cluster what has changed, and watch the time that it has."""
+        for record in self.life.take_changes():
+            self.writer.put(record)
+        deadline = self.life.deadline
+        if deadline is self._armed or self._terminating:
+            return
+        self._armed = deadline
+        self._set_timer(None if deadline is None else deadline.after_s)
+
+    def _set_timer(self, after_s: float | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if after_s is None else self._loop.call_later(after_s, self._overdue)
+
+    def _overdue(self) -> None:
+        deadline = self._armed
+        if self._terminating or deadline is None:
+            self.kill()
+        elif deadline.ask_first:
+            self._terminate(deadline.cause, KILL_AFTER_S)
+        else:
+            self.life.give_up(deadline.cause)
+            self.kill()
+
+    def _terminate(self, cause: str, grace_s: float, *, blameless: bool = False) -> None:
+        if self._process is None or self.released.is_set():
+            return
+        self.life.give_up(cause, blameless=blameless)
+        self.life.leaving = True
+        if not self._terminating:
+            self._log.info("ending its processes", pid=self._process.pid, reason=cause)
+            self._terminating = True
+        self._process.signal(signal.SIGTERM)
+        self._set_timer(grace_s)
+
+    def _service_ended(self) -> None:
+        """The service is gone, but not the program that we started, which wraps it."""
+        cause = service_ended(self.life.record.pid, self.life.state)
+        self._loop.call_later(_WRAPPER_S, lambda: self._terminate(cause, KILL_AFTER_S))

@@ -1,0 +1,129 @@
+"""What a manager that was killed has left on this node: processes without a master, and their records."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from typing import Final
+
+from flame.broker.seam import Broker
+from flame.logs import get_logger
+from flame.protocol import subjects
+from flame.protocol.records import BindingRecord, ExecutorRecord, decode_record
+from flame.protocol.states import ExecutorState
+from flame_services.executor_manager.process import (
+    group_exists,
+    identity,
+    is_alive,
+    signal_group,
+    started_at,
+)
+from flame_services.executor_manager.work_folder import WorkFolder
+
+log = get_logger("flame.manager.leftovers")
+
+REASON: Final = "the executor manager was restarted"
+_SAME_START_S: Final = 1.5
+"""Start times of one process differ by as much when the clock is set."""
+_END_S: Final = 5.0
+_LOOK_S: Final = 0.01
+
+
+async def clear_leftovers(broker: Broker, node: str, folder: WorkFolder) -> set[str]:
+    """End the executors of an earlier manager of this node, in the system and in the cluster.
+
+    Returns those that still have a binding: they are released, and must not be started again.
+    """
+    bindings = await _bindings(broker, node)
+    records = await _records(broker, node)
+    noted = folder.process_notes()
+    groups = {note.pid for note in noted if is_alive(note.pid) and identity(note.pid) == note.identity}
+    groups |= {group for record in records.values() if (group := _group_of(record))}
+    await _end(groups)
+    folder.clear()
+
+    bucket = broker.bucket(subjects.EXECUTORS)
+    for executor, record in records.items():
+        if executor not in bindings:
+            await bucket.delete(subjects.executor_key(node, executor))
+        elif record.state is not ExecutorState.RELEASED:
+            await bucket.put(subjects.executor_key(node, executor), _released(record).encode())
+    for note in noted:
+        binding = bindings.get(note.executor)
+        if binding is not None and note.executor not in records:  # started, but the record was not written any more
+            await bucket.put(subjects.executor_key(node, note.executor), _released(_record_of(binding)).encode())
+            records[note.executor] = _record_of(binding)
+        folder.forget_process(note.executor)
+    return bindings.keys() & records.keys()
+
+
+async def _bindings(broker: Broker, node: str) -> dict[str, BindingRecord]:
+    found: dict[str, BindingRecord] = {}
+    for entry in await broker.bucket(subjects.BINDINGS).entries(subjects.node_executors(node)):
+        binding = decode_record(BindingRecord, entry.value or b"")
+        if binding is not None:
+            found[binding.executor] = binding
+    return found
+
+
+async def _records(broker: Broker, node: str) -> dict[str, ExecutorRecord]:
+    found: dict[str, ExecutorRecord] = {}
+    for entry in await broker.bucket(subjects.EXECUTORS).entries(subjects.node_executors(node)):
+        record = decode_record(ExecutorRecord, entry.value or b"")
+        if record is not None:
+            found[record.id] = record
+    return found
+
+
+def _group_of(record: ExecutorRecord) -> int | None:
+    """Return the process group of an executor that still lives; its number alone could be another's by now."""
+    pid = record.pid
+    if record.state is ExecutorState.RELEASED or pid <= 0 or not is_alive(pid):
+        return None
+    if abs(started_at(pid) - record.process_started) > _SAME_START_S:
+        return None
+    try:
+        group = os.getpgid(pid)
+    except ProcessLookupError:
+        return None
+    return None if group == os.getpgrp() else group
+
+
+async def _end(groups: set[int]) -> None:
+    for group in groups:
+        log.warning("ending an executor of an earlier manager", pid=group, reason=REASON)
+        signal_group(group, signal.SIGKILL)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_END_S):
+            for group in groups:
+                while group_exists(group) and is_alive(group):  # noqa: ASYNC110 (the system tells only parents)
+                    await asyncio.sleep(_LOOK_S)
+
+
+def _released(record: ExecutorRecord) -> ExecutorRecord:
+    return record.changed(
+        state=ExecutorState.RELEASED,
+        clean=False,
+        reason=REASON,
+        running=0,
+        pending=0,
+        idle=False,
+        updated=time.time(),
+    )
+
+
+def _record_of(binding: BindingRecord) -> ExecutorRecord:
+    now = time.time()
+    return ExecutorRecord(
+        id=binding.executor,
+        node=binding.node,
+        application=binding.application,
+        session=binding.session,
+        epoch=binding.epoch,
+        state=ExecutorState.STARTING,
+        created=now,
+        updated=now,
+    )

@@ -1,0 +1,141 @@
+"""The executor manager as a program: what it consists of, and the order of its start and stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Coroutine
+from typing import Any, Final
+
+from flame.broker.jetstream import connect
+from flame.broker.seam import Broker, Subscription
+from flame.errors import FlameError, Unavailable
+from flame.logs import get_logger
+from flame.protocol import subjects
+from flame_services.executor_manager.consumers import Consumers
+from flame_services.executor_manager.executors import Executors
+from flame_services.executor_manager.leftovers import clear_leftovers
+from flame_services.executor_manager.node import NodeHeartbeat
+from flame_services.executor_manager.output import OutputFollower
+from flame_services.executor_manager.place import Place
+from flame_services.executor_manager.settings import ManagerSettings, node_record
+from flame_services.executor_manager.work_folder import WorkFolder
+from flame_services.program import run_program
+
+log = get_logger("flame.manager")
+
+NAME: Final = "flame-executor-manager"
+_SUMMARY: Final = (
+    "Run the executors of one node: start the services that the scheduler binds here, and look after them."
+)
+_LAST_OUTPUT_S: Final = 1.0
+_RETRY_S: Final = 0.5
+
+
+class ExecutorManager:
+    """Runs the executors of one node."""
+
+    def __init__(self, settings: ManagerSettings) -> None:
+        """Take settings; nothing is touched before `start`."""
+        self._settings = settings
+        self._node = settings.node_name
+        self._folder = WorkFolder(settings.work_dir)
+        self._broker: Broker | None = None
+        self._heartbeat: NodeHeartbeat | None = None
+        self._executors: Executors | None = None
+        self._output: OutputFollower | None = None
+        self._subscriptions: list[Subscription] = []
+        self._running: list[asyncio.Task[None]] = []
+        self._stopped: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Register the node and begin to carry bindings out.
+
+        Raises `ConfigurationError` if the folder or the node's name is another manager's, `BrokerUnavailable` if
+        there is no broker.
+        """
+        settings, node = self._settings, self._node
+        started = time.time()
+        self._folder.claim()
+        last = self._folder.last_user()
+        broker = self._broker = await connect(settings.endpoint, name=f"{NAME} {node}")
+        self._heartbeat = NodeHeartbeat(broker, node_record(settings, started))
+        await self._heartbeat.claim(last.get("started") if last.get("node") == node else None)
+        self._folder.sign(node, started)
+        self._run("heartbeat", self._heartbeat.run())
+        ended = await self._clear_leftovers(broker)
+
+        self._output = OutputFollower(broker)
+        self._executors = Executors(Place(node, settings, broker, self._folder, self._output, Consumers(broker)), ended)
+        self._subscriptions.append(await broker.answer(subjects.executor_reports(node), self._executors.on_report))
+        self._subscriptions.append(
+            await broker.bucket(subjects.BINDINGS).watch(subjects.node_executors(node), self._executors.on_binding)
+        )
+        self._run("reminders", self._executors.remind())
+        self._run("backlogs", self._executors.follow_backlogs())
+        self._run("output", self._output.run())
+
+    async def stop(self) -> None:
+        """End every executor and leave the cluster. No process is left, whatever the broker does.
+
+        Takes `ManagerSettings.stop_timeout_s` and some seconds at most.
+        """
+        if self._stopped is None:
+            self._stopped = asyncio.create_task(self._stop())
+        await self._stopped
+
+    async def failed(self) -> str:
+        """Return the reason when a part of it has failed, which is a fault of ours."""
+        if not self._running:
+            await asyncio.Event().wait()
+        done, _ = await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+        task = done.pop()
+        error = None if task.cancelled() else task.exception()
+        log.error("a part of the manager failed", part=task.get_name(), exc_info=error)
+        return f"{task.get_name()} failed: {error!r}"
+
+    async def _clear_leftovers(self, broker: Broker) -> set[str]:
+        while True:
+            try:
+                return await clear_leftovers(broker, self._node, self._folder)
+            except Unavailable as error:
+                log.warning("can't read what an earlier manager left; trying on", reason=str(error))
+                await asyncio.sleep(_RETRY_S)
+
+    async def _stop(self) -> None:
+        try:
+            if self._heartbeat is not None:
+                await self._heartbeat.announce_stop()
+            if self._executors is not None:
+                await self._executors.stop(self._settings.stop_timeout_s)
+        finally:
+            for task in self._running:
+                task.cancel()
+            await asyncio.gather(*self._running, return_exceptions=True)
+            await self._leave_cluster()
+            await self._folder.removals()
+            self._folder.release()
+
+    async def _leave_cluster(self) -> None:
+        if self._output is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_OUTPUT_S):
+                    await self._output.drain()
+            self._output.remove_all()
+        if self._broker is None:
+            return
+        with contextlib.suppress(FlameError):
+            for subscription in self._subscriptions:
+                await subscription.stop()
+        if self._heartbeat is not None:
+            await self._heartbeat.sign_off()
+        await self._broker.close()
+
+    def _run(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        self._running.append(asyncio.create_task(work, name=name))
+
+
+def main() -> None:
+    """Run the executor manager from the command line."""
+    run_program(NAME, _SUMMARY, ManagerSettings, ExecutorManager)

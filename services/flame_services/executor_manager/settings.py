@@ -1,0 +1,111 @@
+"""What an executor manager can be told, and what it finds out about its node."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+from pathlib import Path
+from typing import Annotated, Final
+
+import psutil
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from flame.errors import InvalidArgument
+from flame.protocol import defaults
+from flame.protocol.records import NodeRecord
+from flame.protocol.resources import Resources
+from flame.protocol.subjects import check_token, to_token
+from flame_services.program import Settings
+
+STOP_TIMEOUT_S: Final = 10.0
+_LONGEST_STOP_S: Final = 40.0
+"""Ends a stop well before `flame_services.program` takes it for stuck."""
+
+
+def _node(value: str | None) -> str | None:
+    return None if value is None else check_token("node", value)
+
+
+def _folder(value: Path) -> Path:
+    try:
+        return value.expanduser().absolute()
+    except RuntimeError as error:
+        raise InvalidArgument(f"{value}: {error}") from None
+
+
+def _bytes(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return Resources.parse(f"mem={value}").memory
+    except InvalidArgument:
+        raise InvalidArgument(f"{value!r} is no amount of memory: expected bytes, such as 512m or 16g") from None
+
+
+class ManagerSettings(Settings):
+    """What an executor manager can be told."""
+
+    node: Annotated[str | None, AfterValidator(_node)] = Field(
+        None, description="the name of this node, which no other has; made of the host's name if not given"
+    )
+    work_dir: Annotated[Path, AfterValidator(_folder)] = Field(
+        Path("~/.flame/node"), description="the manager's own folder; no other manager may use it"
+    )
+    cpu: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="processors to give to executors; detected if not given"
+    )
+    memory: Annotated[int | None, BeforeValidator(_bytes)] = Field(
+        None, gt=0, description="memory to give to executors, such as 16g; detected if not given"
+    )
+    gpu: int = Field(0, ge=0, description="GPUs to give to executors")
+    ready_timeout_s: float = Field(
+        defaults.READY_TIMEOUT_S,
+        gt=0,
+        allow_inf_nan=False,
+        description="how long a service may take to become ready, in seconds",
+    )
+    enter_timeout_s: float = Field(
+        defaults.ENTER_TIMEOUT_S,
+        gt=0,
+        allow_inf_nan=False,
+        description="how long on_session_enter may take, in seconds",
+    )
+    stop_timeout_s: float = Field(
+        STOP_TIMEOUT_S,
+        ge=0,
+        le=_LONGEST_STOP_S,
+        description="how long running tasks may go on when the manager is told to stop, in seconds",
+    )
+
+    @property
+    def node_name(self) -> str:
+        """The name given, or one made of the host's."""
+        return self.node or to_token(socket.gethostname())
+
+    def capacity(self) -> Resources:
+        """Return what executors may have together: what was given, otherwise what the machine has."""
+        return Resources(
+            cpu=self.cpu or float(_processors()),
+            memory=self.memory or int(psutil.virtual_memory().total),
+            gpu=self.gpu,
+        )
+
+
+def node_record(settings: ManagerSettings, started: float) -> NodeRecord:
+    """Describe this node to the cluster."""
+    return NodeRecord(
+        name=settings.node_name,
+        hostname=socket.gethostname(),
+        arch=platform.machine(),
+        os=platform.system(),
+        capacity=settings.capacity(),
+        started=started,
+    )
+
+
+def _processors() -> int:
+    """Count those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return psutil.cpu_count() or 1
