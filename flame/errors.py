@@ -22,7 +22,8 @@
     │   ├── TaskFailed
     │   ├── TaskCancelled
     │   └── TaskExpired
-    ├── MalformedMessage              bytes on the wire are not what the protocol says
+    ├── MalformedMessage (ValueError) bytes on the wire are not what the protocol says
+    │   └── UnsupportedVersion
     ├── IllegalTransition             a state machine was asked for a move that it doesn't have
     ├── Unavailable                   may work later; the effect may have happened where the text says so
     │   ├── BrokerUnavailable

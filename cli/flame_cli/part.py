@@ -116,8 +116,8 @@ class Part:
     def failure(self, what: str) -> CommandFailed:
         """Return the error that this part is the reason of, with the end of its log."""
         if self.log is None:
-            return CommandFailed(f"the {self.name} {what}; its log is above")
-        return CommandFailed(f"the {self.name} {what}; the end of {self.log}:", self.tail() or "(it is empty)")
+            return CommandFailed(f"the {self.name} {what}, see its log above")
+        return CommandFailed(f"the {self.name} {what}, see {self.log}", self.tail())
 
     def _open_log(self) -> IO[bytes] | IO[str]:
         if self.log is None:

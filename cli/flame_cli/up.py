@@ -23,7 +23,7 @@ from flame_cli.waiting import first_of
 START_LIMIT_S: Final = 30.0
 MANAGER_STOP_LIMIT_S: Final = 20.0
 """Its executors may be in the middle of something."""
-SCHEDULER_STOP_LIMIT_S: Final = 10.0
+SCHEDULER_STOP_LIMIT_S: Final = 5.0
 
 _POLL_S: Final = 0.05
 _ONE_CTRL_C_S: Final = 0.3
@@ -56,8 +56,12 @@ async def _up(options: UpOptions) -> None:
     with _StopSignals() as signals:
         try:
             await first_of(cluster.run(), signals.stop.wait())
-        finally:
+        except CommandFailed as error:
             if cluster.started:
+                note(f"{error}: stopping…")
+            raise
+        finally:
+            if signals.stop.is_set():
                 note("stopping…")
             try:
                 await first_of(cluster.stop(), signals.force.wait())

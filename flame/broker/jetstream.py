@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from nats import errors as nats_errors
-from nats.aio.client import Client
 
 from flame.broker.bucket import JetStreamBucket, bucket_stream, read_message
 from flame.broker.errors import BrokerError, ConsumerMissing, StreamMissing
@@ -26,6 +26,7 @@ from flame.broker.seam import (
     SubjectHandler,
     Subscription,
 )
+from flame.broker.security import NoTls, make_client, security_options
 from flame.broker.wire import (
     ACK,
     IN_PROGRESS,
@@ -36,12 +37,15 @@ from flame.broker.wire import (
     map_client_error,
     request,
 )
+from flame.cancel import end_tasks
+from flame.config import Security
 from flame.errors import BrokerUnavailable, ConfigurationError
 from flame.logs import get_logger
 from flame.protocol import defaults
 from flame.protocol.topology import BucketSpec, ConsumerSpec, Retention, StreamSpec
 
 if TYPE_CHECKING:
+    from nats.aio.client import Client
     from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription as NatsSubscription
     from nats.micro.request import Request
@@ -69,17 +73,25 @@ def check_endpoint(endpoint: str) -> list[str]:
 
 
 async def connect(
-    endpoint: str, *, name: str = "flame", timeout_s: float = defaults.CONNECT_TIMEOUT_S
+    endpoint: str,
+    *,
+    name: str = "flame",
+    timeout_s: float = defaults.CONNECT_TIMEOUT_S,
+    security: Security | None = None,
 ) -> JetStreamBroker:
     """Connect to a broker, or raise `BrokerUnavailable` within ``timeout_s`` that says what is wrong.
 
+    ``security`` is by default what the environment says. A file of it that is no good raises `ConfigurationError`.
     A connection that is lost later is made again for as long as it takes.
     """
     servers = check_endpoint(endpoint)
-    broker = JetStreamBroker(Client(), _without_credentials(servers))
+    if security is None:
+        security = Security.from_environment()
+    options = security_options(servers, security)
+    broker = JetStreamBroker(make_client(servers, security), _without_credentials(servers))
     try:
         async with asyncio.timeout(timeout_s):
-            await broker.open(servers, name)
+            await broker.open(servers, name, options)
     except TimeoutError:
         await broker.close()
         raise BrokerUnavailable(f"no NATS server answered at {broker.endpoint} within {timeout_s:g} s") from None
@@ -108,7 +120,7 @@ class JetStreamBroker:
 
     # ---- the connection
 
-    async def open(self, servers: list[str], name: str) -> None:
+    async def open(self, servers: list[str], name: str, security: Mapping[str, Any]) -> None:
         """Connect once, at every server, then keep reconnecting for ever."""
         try:
             await self._nc.connect(
@@ -123,18 +135,33 @@ class JetStreamBroker:
                 reconnect_time_wait=0,
                 max_reconnect_attempts=1,
                 inbox_prefix="_INBOX",
+                **security,
             )
         except (nats_errors.Error, OSError, asyncio.IncompleteReadError) as error:
-            cause = self._last_error or error
-            raise BrokerUnavailable(
-                f"no NATS server answers at {self._endpoint} ({_plain(cause)}):"
-                " is the cluster up? `flmctl up` starts one here"
-            ) from error
+            raise self._not_connected(self._last_error or error) from error
         self._nc.options["max_reconnect_attempts"] = -1
         self._nc.options["reconnect_time_wait"] = RECONNECT_WAIT_S
         await call(self._nc, "INFO", None, f"connect to {self._endpoint}")
         self._publisher = Publisher(self._nc)
         await self._publisher.start()
+
+    def _not_connected(self, cause: Exception) -> BrokerUnavailable:
+        if isinstance(cause, NoTls):
+            return BrokerUnavailable(f"the server at {self._endpoint} is refused: {cause}")
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return BrokerUnavailable(
+                f"the server at {self._endpoint} can't prove who it is ({cause.verify_message}):"
+                " FLAME_TLS_CA names the certificates that its own must be signed by"
+            )
+        if isinstance(cause, nats_errors.AuthorizationError) or "authorization violation" in str(cause).lower():
+            return BrokerUnavailable(
+                f"the server at {self._endpoint} refuses this client's credentials: expected a user and password in"
+                " the endpoint (nats://USER:PASSWORD@HOST:PORT), or a file named by FLAME_CREDENTIALS"
+            )
+        return BrokerUnavailable(
+            f"no NATS server answers at {self._endpoint} ({_plain(cause)}):"
+            " is the cluster up? `flmctl up` starts one here"
+        )
 
     @property
     def endpoint(self) -> str:
@@ -151,8 +178,7 @@ class JetStreamBroker:
         if self._closing:
             return
         self._closing = True
-        for task in self._answering:
-            task.cancel()
+        await end_tasks(self._answering)
         if hasattr(self, "_publisher"):
             self._publisher.stop("the connection was closed")
         with contextlib.suppress(nats_errors.Error, OSError):

@@ -26,6 +26,7 @@ from flame.broker.wire import (
     call,
     map_client_error,
 )
+from flame.cancel import end_task
 from flame.errors import FlameError
 from flame.logs import get_logger
 
@@ -200,10 +201,7 @@ class Watch:
         """Hear nothing more."""
         self._forget()
         task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await end_task(task)
         reading, self._reading = self._reading, None
         if reading is not None:
             await reading.stop()

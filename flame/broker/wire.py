@@ -97,7 +97,7 @@ def map_client_error(what: str, error: Exception) -> FlameError:
     if isinstance(error, nats_errors.OutboundBufferLimitError):
         return BrokerUnavailable(f"{what}: disconnected, and the buffer for that time is full; it was not sent")
     if isinstance(error, nats_errors.Error | OSError):
-        return BrokerUnavailable(f"{what}: {str(error).removeprefix('nats: ')}")
+        return BrokerUnavailable(f"{what}: {str(error).removeprefix('nats: ') or type(error).__name__}")
     return BrokerError(f"{what}: {error!r}")
 
 

@@ -7,6 +7,7 @@ import secrets
 import time
 from typing import Final
 
+_COUNTER_WIDTH: Final = 4
 _ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 """In ASCII order, so that what is sorted as text is sorted as numbers."""
 
@@ -39,4 +40,5 @@ class TaskIds:
         if now != self._last:
             self._last = now
             self._prefix = base62(now, 8)
-        return f"{self._prefix}{base62(next(self._counter), 4)}{self._suffix}"
+            self._counter = itertools.count()  # so that it never begins again within a millisecond
+        return f"{self._prefix}{base62(next(self._counter), _COUNTER_WIDTH)}{self._suffix}"

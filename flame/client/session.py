@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from flame.broker.errors import Duplicate, NotAcknowledged, StreamFull, StreamMissing
 from flame.broker.seam import LiveMessage, Subscription
+from flame.cancel import end_task, end_tasks
 from flame.client.task import Task, TaskHandle, TaskInformer
 from flame.errors import (
     ApplicationNotFound,
@@ -453,14 +454,12 @@ class Session:
     async def abandon(self, error: FlameError) -> None:
         """The connection is closed: nothing more will be heard."""
         await self._release()
-        for retry in tuple(self._retries):
-            retry.cancel()
+        await end_tasks(self._retries)
         self._lose_all(error)
 
     async def _release(self) -> None:
         self._quiet()
-        if self._reconciling is not None:
-            self._reconciling.cancel()
+        await end_task(self._reconciling)
         subscriptions, self._subscriptions = self._subscriptions, []
         for subscription in subscriptions:
             await subscription.stop()

@@ -112,7 +112,7 @@ class ResultRecord:
     def decode(cls, data: bytes) -> ResultRecord:
         """Read one; raise `MalformedMessage` if it is none."""
         fields = _frame(data, "result")
-        state = _TERMINAL.get(fields.get("state", ""))
+        state = _TERMINAL.get(str(fields.get("state")))
         if state is None:
             raise MalformedMessage(f"result: expected a terminal state, got {fields.get('state')!r}")
         return cls(

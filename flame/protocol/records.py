@@ -27,7 +27,7 @@ def _resources(value: object) -> object:
 ApplicationName = Annotated[str, AfterValidator(check_application)]
 SessionId = Annotated[str, _name("session")]
 NodeName = Annotated[str, _name("node")]
-Amounts = Annotated[Resources, BeforeValidator(_resources)]
+Amounts = Annotated[Resources, BeforeValidator(_resources), AfterValidator(Resources.check)]
 
 
 class Record(BaseModel):

@@ -10,6 +10,8 @@ from flame.errors import InvalidArgument
 
 _UNITS: Final = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?)([kmgt]?)(?:i?b)?", re.IGNORECASE)
+_MOST: Final = 2**63 - 1
+"""What every language can count to."""
 _FORM: Final = "expected cpu=NUMBER,mem=NUMBER[k|m|g|t],gpu=NUMBER, such as cpu=0.5,mem=512m,gpu=1"
 
 
@@ -37,13 +39,21 @@ class Resources(NamedTuple):
                 raise InvalidArgument(f"resources {text!r}: {part!r} is not understood; {_FORM}")
             try:
                 values[key] = {"cpu": _cpu, "memory": _memory, "gpu": _gpu}[key](amount)
-            except ValueError:
+            except (ValueError, OverflowError):
                 raise InvalidArgument(f"resources {text!r}: {amount!r} is no amount of {name}; {_FORM}") from None
-        return cls(**values)
+        return cls(**values).check()
+
+    def check(self) -> Self:
+        """Return it if each is an amount, from 0 to 2⁶³ - 1; otherwise raise `InvalidArgument`."""
+        for name, amount in self._asdict().items():
+            if not 0 <= amount <= _MOST:  # no number at all is not, either
+                raise InvalidArgument(f"resources: {amount} is no amount of {name}; {_FORM}")
+        return self
 
     def __str__(self) -> str:
         """Write it as `parse` reads it."""
-        return f"cpu={self.cpu:g},mem={format_bytes(self.memory)},gpu={self.gpu}"
+        cpu = int(self.cpu) if self.cpu == int(self.cpu) else self.cpu
+        return f"cpu={cpu},mem={format_bytes(self.memory)},gpu={self.gpu}"
 
     def fits_in(self, free: Resources) -> bool:
         """Whether ``free`` has at least this much of each."""
@@ -77,7 +87,8 @@ def _memory(text: str) -> int:
     match = _MEMORY.fullmatch(text)
     if match is None:
         raise ValueError(text)
-    return int(float(match[1]) * _UNITS[match[2].lower()])
+    unit = _UNITS[match[2].lower()]
+    return int(match[1]) * unit if match[1].isdigit() else int(float(match[1]) * unit)
 
 
 def _gpu(text: str) -> int:

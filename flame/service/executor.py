@@ -74,6 +74,7 @@ class Executor:
     async def _serve_tasks(self, handlers: Handlers, assignment: Assignment) -> None:
         runner = self._runner = TaskRunner(self._broker, assignment, self._environment.executor, handlers)
         runner.on_change = self._reporter.wake
+        runner.on_quiet = self._reporter.look_soon
         await self._reporter.start(assignment.application, assignment.session, self._on_orders)
         self._reporter.wake()
         await runner.serve()

@@ -33,13 +33,17 @@ class Leases:
         return extended_at is not None and now - extended_at < self._certain_s
 
     def due(self, now: float, age_s: float) -> Iterator[str]:
-        """Renew what is held and at least ``age_s`` old, and tell the broker so; forget what can't be held any more."""
+        """Tell what is held and at least ``age_s`` old; forget what can't be held any more.
+
+        Each counts as extended once the next is asked for: if telling the broker fails, it is as old as before.
+        """
         for handle, extended_at in list(self._extended_at.items()):
             if now - extended_at >= self._certain_s:
-                del self._extended_at[handle]
+                self._extended_at.pop(handle, None)
             elif now - extended_at >= age_s:
-                self._extended_at[handle] = now
                 yield handle
+                if handle in self._extended_at:
+                    self._extended_at[handle] = now
 
     def forget_all(self) -> None:
         """Forget everything: the connection was lost, and with it what was said about leases."""

@@ -8,6 +8,7 @@ from typing import Final
 
 from flame.broker.errors import NoResponders, NotAcknowledged
 from flame.broker.seam import Broker, LiveMessage, Subscription
+from flame.cancel import end_task
 from flame.errors import BrokerUnavailable, MalformedMessage
 from flame.logs import get_logger
 from flame.protocol import subjects
@@ -17,6 +18,8 @@ log = get_logger("flame.executor")
 
 LOOK_S: Final = 1.0
 """How often the executor looks whether there is something new to tell."""
+SOON_S: Final = 0.1
+"""After the last task: what is at rest is told soon."""
 REPEAT_S: Final = 5.0
 """How often it reports although there is nothing new."""
 PAUSE_S: Final = 0.1
@@ -35,6 +38,7 @@ class Reporter:
         self._snapshot = snapshot
         self._woken = asyncio.Event()
         self._last: ExecutorReport | None = None
+        self._soon: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._nudges: Subscription | None = None
 
@@ -74,12 +78,22 @@ class Reporter:
         """Report soon."""
         self._woken.set()
 
+    def look_soon(self) -> None:
+        """Report shortly, if there is something new then."""
+        if self._soon is None:
+            self._soon = asyncio.get_running_loop().call_later(SOON_S, self._look)
+
+    def _look(self) -> None:
+        self._soon = None
+        if self._news():
+            self.wake()
+
     async def stop(self) -> None:
         """Report no more by itself."""
+        if self._soon is not None:
+            self._soon.cancel()
         task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
+        await end_task(task)
         if self._nudges is not None:
             await self._nudges.stop()
 

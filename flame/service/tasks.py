@@ -11,6 +11,7 @@ from typing import Final
 
 from flame.broker.errors import ConsumerMissing, Duplicate, StreamMissing
 from flame.broker.seam import Broker, Delivery, Puller
+from flame.cancel import end_tasks
 from flame.errors import BrokerUnavailable, FlameError, InvalidArgument, MalformedMessage
 from flame.logs import get_logger
 from flame.protocol import defaults, subjects
@@ -30,8 +31,14 @@ UNSTORED: Final = 1024
 """Records under way to the broker at most."""
 STORE_TIMEOUT_S: Final = 5.0
 TICK_S: Final = defaults.RUNNING_NOTICE_S
-IDLE_S: Final = 0.3
+IDLE_S: Final = 0.08
 """After this long without a task an executor calls itself idle."""
+
+
+async def flushed() -> None:
+    """Let the connection write what it was given: its writer runs when the loop turns."""
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
 
 
 class _Run:
@@ -79,6 +86,8 @@ class TaskRunner:
         self._restored = asyncio.Event()
         self.on_change: Callable[[], None] = lambda: None
         """Called when the manager should hear of a change at once."""
+        self.on_quiet: Callable[[], None] = lambda: None
+        """Called when there is nothing to do for now: the manager should hear of it if that stays so."""
 
     # ---- what the manager hears
 
@@ -130,9 +139,7 @@ class TaskRunner:
             await self._drain()
         finally:
             forget()
-            ticker.cancel()
-            for task in self._background:
-                task.cancel()
+            await end_tasks((ticker, *self._background))
 
     async def _take(self) -> None:
         """Wait for tasks and hold them."""
@@ -210,6 +217,7 @@ class TaskRunner:
         self._running[handle] = _Run(task_id, started, message.listen)
         if message.listen:
             await self._announce(task_id, started)
+            await flushed()  # what was sent leaves before user code that may block
         record = await self._invoke(TaskContext(self._assignment.session, task_id, message.input), started)
         await self._store(delivery, record)
 
@@ -300,6 +308,7 @@ class TaskRunner:
         self._unstored -= 1
         if self._quiet():
             self._idle_since = self._loop.time()
+            self.on_quiet()
         self._wake()
 
     async def _store_again(

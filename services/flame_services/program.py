@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from flame.cancel import end_task, end_tasks
 from flame.config import DEFAULT_ENDPOINT
 from flame.errors import ConfigurationError, FlameError
 from flame.logs import configure_logs, get_logger
@@ -134,8 +135,7 @@ async def _run(name: str, program: Program, settings: Settings) -> int:
         starting = asyncio.create_task(program.start())
         await asyncio.wait([starting, waits[0]], return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
-            starting.cancel()
-            await asyncio.wait([starting])
+            await end_task(starting)
             return 0
         starting.result()
         log.info("ready", program=name, version=__version__, endpoint=settings.endpoint)
@@ -147,8 +147,7 @@ async def _run(name: str, program: Program, settings: Settings) -> int:
             log.error("stopping after a failure", program=name, reason=reason)
         return EXIT_FAILED if reason else 0
     finally:
-        for wait in waits:
-            wait.cancel()
+        await end_tasks(waits)
         try:
             async with asyncio.timeout(FORCED_STOP_S):
                 await program.stop()

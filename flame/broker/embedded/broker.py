@@ -245,8 +245,7 @@ class EmbeddedBroker:
 
     def _port_in_use(self) -> PortInUse:
         return PortInUse(
-            f"port {self._port} on {self.config.host} is in use: "
-            f"choose another with --port, or 0 for a free one"
+            f"port {self._port} on {self.config.host} is in use: choose another with --port, or 0 for a free one"
         )
 
     def _failure(self, what: str) -> BrokerStartFailed:

@@ -9,6 +9,7 @@ from collections.abc import Coroutine, Iterable
 from typing import Any, Final
 
 from flame.broker.seam import Entry
+from flame.cancel import end_tasks
 from flame.errors import InvalidName, MalformedMessage
 from flame.logs import get_logger
 from flame.protocol.messages import LEAVE, ExecutorReport, Orders
@@ -147,8 +148,7 @@ class Executors:
             for executor in self._alive():
                 executor.kill()
         await self._last_records()
-        for errand in self._errands:
-            errand.cancel()
+        await end_tasks(self._errands)
 
     async def _all_released(self, limit_s: float, only_connected: bool = False) -> None:
         """Wait until all are, for as long as the limit; or as long as there is a broker to be told by."""
@@ -166,7 +166,7 @@ class Executors:
         writers = [executor.writer for executor in self._executors.values()]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LAST_RECORDS_S):
-                for writer in writers:
+                for writer in writers if self._place.broker.connected else ():
                     await writer.settled()
         for writer in writers:
             await writer.close()

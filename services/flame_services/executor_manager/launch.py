@@ -5,6 +5,7 @@ Its refusals reach users as the reason of a failed session, so each names the th
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sys
@@ -104,4 +105,6 @@ def explain_start_error(command: str, error: OSError) -> str:
     """Say why the system would not run a program that is there."""
     if isinstance(error, FileNotFoundError):
         return f"command {command!r} can't be run: the interpreter named in its first line does not exist"
+    if error.errno == errno.ENOEXEC:
+        return f"command {command!r} can't be run: it is no program of this kind of machine, and no script with #!"
     return f"command {command!r} can't be run: {error.strerror}"

@@ -15,7 +15,7 @@ from flame.protocol import subjects
 from flame.protocol.records import BindingRecord, ExecutorRecord, decode_record
 from flame.protocol.states import ExecutorState
 from flame_services.executor_manager.process import (
-    group_exists,
+    group_is_alive,
     identity,
     is_alive,
     signal_group,
@@ -99,7 +99,7 @@ async def _end(groups: set[int]) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_END_S):
             for group in groups:
-                while group_exists(group) and is_alive(group):  # noqa: ASYNC110 (the system tells only parents)
+                while group_is_alive(group):  # noqa: ASYNC110 (the system tells only parents)
                     await asyncio.sleep(_LOOK_S)
 
 

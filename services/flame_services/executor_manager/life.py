@@ -225,13 +225,15 @@ class Life:
 
     def end(self, status: int, tail: str, now: float) -> None:
         """Its process has ended: judge how. ``tail`` is what it wrote last to standard error."""
-        reason = self._fault
-        clean = self._left and not reason
-        if reason or clean:
+        reason, clean = self._fault, False
+        if reason:
             pass
+        elif self._cause and not self._blameless:
+            reason = reasons.with_tail(self._cause, tail)
+        elif self._left:
+            clean = True
         elif self._cause:
-            reason = self._cause if self._blameless else reasons.with_tail(self._cause, tail)
-            clean = self._blameless and not self.record.entered
+            reason, clean = self._cause, not self.record.entered
         elif self.leaving and status == 0 and not self.record.entered:
             clean = True
         else:

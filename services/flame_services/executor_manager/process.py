@@ -18,7 +18,7 @@ from flame_services.executor_manager.launch import Launch
 
 _LOOK_S: Final = 0.05
 """Between looks, where the system can't tell when a process ends."""
-_VANISH_LOOK_S: Final = 0.005
+_VANISH_LOOK_S: Final = 0.01
 
 
 class ExecutorProcess:
@@ -56,7 +56,7 @@ class ExecutorProcess:
     async def vanished(self, limit_s: float) -> None:
         """Wait until the killed group is gone; a process that hangs in the kernel is given up after ``limit_s``."""
         deadline = time.monotonic() + limit_s
-        while group_exists(self.pid) and time.monotonic() < deadline:  # noqa: ASYNC110 (nobody tells of a group)
+        while group_is_alive(self.pid) and time.monotonic() < deadline:  # noqa: ASYNC110 (nobody tells of a group)
             await asyncio.sleep(_VANISH_LOOK_S)
 
     def _end(self) -> None:
@@ -113,15 +113,23 @@ def signal_group(leader: int, number: signal.Signals) -> None:
         os.killpg(leader, number)
 
 
-def group_exists(leader: int) -> bool:
-    """Whether a process of a group is left."""
+def group_is_alive(leader: int) -> bool:
+    """Whether a process of a group still runs."""
     try:
         os.killpg(leader, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
-    return True
+        pass
+    # Some are left, but may be dead: where nobody asks for the status of orphans they stay for ever.
+    return any(_group(pid) == leader and is_alive(pid) for pid in psutil.pids())
+
+
+def _group(pid: int) -> int:
+    try:
+        return os.getpgid(pid)
+    except OSError:
+        return -1
 
 
 def is_alive(pid: int) -> bool:

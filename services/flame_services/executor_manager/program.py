@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from flame.broker.jetstream import connect
 from flame.broker.seam import Broker, Subscription
+from flame.cancel import end_tasks
 from flame.errors import FlameError, Unavailable
 from flame.logs import get_logger
 from flame.protocol import subjects
@@ -110,9 +111,7 @@ class ExecutorManager:
             if self._executors is not None:
                 await self._executors.stop(self._settings.stop_timeout_s)
         finally:
-            for task in self._running:
-                task.cancel()
-            await asyncio.gather(*self._running, return_exceptions=True)
+            await end_tasks(self._running)
             await self._leave_cluster()
             await self._folder.removals()
             self._folder.release()

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Final
 
 from flame.broker.seam import Broker
+from flame.cancel import end_task
 from flame.errors import FlameError
 from flame.logs import get_logger
 from flame.protocol import subjects
@@ -70,10 +71,7 @@ class RecordWriter:
 
     async def close(self) -> None:
         """Write nothing more, whatever is left."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await end_task(self._task)
 
     def _work(self) -> None:
         if self._task is None or self._task.done():

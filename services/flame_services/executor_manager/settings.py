@@ -50,7 +50,9 @@ class ManagerSettings(Settings):
         None, description="the name of this node, which no other has; made of the host's name if not given"
     )
     work_dir: Annotated[Path, AfterValidator(_folder)] = Field(
-        Path("~/.flame/node"), description="the manager's own folder; no other manager may use it"
+        Path("~/.flame/node"),
+        validate_default=True,
+        description="the manager's own folder; no other manager may use it",
     )
     cpu: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="processors to give to executors; detected if not given"

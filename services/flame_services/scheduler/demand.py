@@ -15,6 +15,7 @@ from typing import Final
 
 from flame.broker.errors import StreamMissing
 from flame.broker.seam import Broker, Subscription
+from flame.cancel import end_tasks
 from flame.errors import FlameError, MalformedMessage
 from flame.logs import get_logger
 from flame.protocol import defaults, subjects
@@ -64,13 +65,11 @@ class Demand:
         """Listen no more."""
         if hasattr(self, "_forget"):
             self._forget()
-        for task in tuple(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await end_tasks(self._tasks)
         for session_id in tuple(self._listening):
             self._stop_listening(session_id)
-        self._tasks.clear()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=SECOND_LOOK_S)
 
     def review(self, session_id: str) -> None:
         """Listen for a session that is open and has no executor; stop listening for any other."""

@@ -11,6 +11,7 @@ import math
 from typing import Final
 
 from flame.broker.seam import Broker
+from flame.cancel import end_task, end_tasks
 from flame.errors import FlameError
 from flame.logs import get_logger
 from flame.protocol import defaults
@@ -64,13 +65,11 @@ class Planner:
         task, self._task = self._task, None
         if task is not None:
             self._forget()
-            task.cancel()
-            await asyncio.wait([task])
+            await end_task(task)
         await self._demand.stop()
         if self._steps:
             _, late = await asyncio.wait(self._steps, timeout=defaults.REQUEST_TIMEOUT_S)
-            for step in late:
-                step.cancel()
+            await end_tasks(late)
 
     async def failed(self) -> str:
         """Return why planning ended by itself, if it ever does."""

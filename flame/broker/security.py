@@ -1,0 +1,104 @@
+"""How a connection proves who it is and makes sure of the broker: TLS contexts, credentials, and refusing less."""
+
+from __future__ import annotations
+
+import importlib.util
+import ssl
+from typing import TYPE_CHECKING, Any, Final
+
+from nats import errors as nats_errors
+from nats.aio.client import Client
+
+from flame.config import (
+    CREDENTIALS_VARIABLE,
+    TLS_CA_VARIABLE,
+    TLS_CERTIFICATE_VARIABLE,
+    TLS_KEY_VARIABLE,
+    Security,
+)
+from flame.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_CREDENTIALS_PARTS: Final = (b"BEGIN NATS USER JWT", b"BEGIN USER NKEY SEED")
+
+
+class NoTls(nats_errors.Error):
+    """The server doesn't offer TLS, and nothing was told to it."""
+
+    def __str__(self) -> str:
+        """Say so."""
+        return "it offers no TLS, and this connection was told to use it"
+
+
+class TlsClient(Client):
+    """A client that says nothing to a server without TLS, whoever may have taken the offer out of its greeting."""
+
+    def _connect_command(self) -> bytes:
+        # Made when TLS is established and before anything is sent. nats-py goes on without TLS if it isn't offered.
+        if not self._server_info.get("tls_required"):
+            raise NoTls
+        command: bytes = super()._connect_command()
+        return command
+
+
+def make_client(servers: list[str], security: Security) -> Client:
+    """Return an unconnected client that is as strict as its settings ask."""
+    tls = security.needs_tls or any(server.startswith("tls:") for server in servers)
+    websocket = any(server.startswith("ws") for server in servers)  # TLS, or its absence, is a matter of the URL there
+    return TlsClient() if tls and not websocket else Client()
+
+
+def security_options(servers: list[str], security: Security) -> dict[str, Any]:
+    """Return nats-py's options for connecting; raise `ConfigurationError` naming the file that is no good."""
+    options: dict[str, Any] = {}
+    if security.needs_tls or any(server.startswith(("tls:", "wss:")) for server in servers):
+        options["tls"] = _tls_context(security)
+    if security.credentials is not None:
+        _check_credentials(security.credentials)
+        options["user_credentials"] = security.credentials
+    return options
+
+
+def _tls_context(security: Security) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    if security.tls_ca is not None:
+        try:
+            context = ssl.create_default_context(cafile=security.tls_ca)
+        except OSError as error:  # SSLError is one
+            raise _no_good(TLS_CA_VARIABLE, security.tls_ca, "certificates as PEM", error) from None
+    if security.tls_certificate is not None and security.tls_key is not None:
+        for name, path in ((TLS_CERTIFICATE_VARIABLE, security.tls_certificate), (TLS_KEY_VARIABLE, security.tls_key)):
+            _check_readable(name, path)
+        try:
+            # With a password given, OpenSSL doesn't ask for one on the terminal.
+            context.load_cert_chain(security.tls_certificate, security.tls_key, password="")
+        except OSError as error:
+            both = f"{security.tls_certificate} with {TLS_KEY_VARIABLE} {security.tls_key}"
+            raise _no_good(
+                TLS_CERTIFICATE_VARIABLE, both, "a certificate and its key without a passphrase, as PEM", error
+            ) from None
+    return context
+
+
+def _check_credentials(path: Path) -> None:
+    content = _check_readable(CREDENTIALS_VARIABLE, path)
+    if not all(part in content for part in _CREDENTIALS_PARTS):  # nats-py would look for them for ever
+        raise ConfigurationError(
+            f"{CREDENTIALS_VARIABLE} {path}: expected a NATS credentials file, with a user's JWT and seed"
+        )
+    if importlib.util.find_spec("nkeys") is None:
+        raise ConfigurationError(f"{CREDENTIALS_VARIABLE} {path}: needs the package nkeys: pip install nkeys")
+
+
+def _check_readable(name: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"{name} {path}: {error.strerror}") from None
+
+
+def _no_good(name: str, what: object, expected: str, error: OSError) -> ConfigurationError:
+    reason = error.strerror if not isinstance(error, ssl.SSLError) else f"expected {expected} ({error.reason or error})"
+    return ConfigurationError(f"{name} {what}: {reason}")

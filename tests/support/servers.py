@@ -1,0 +1,168 @@
+"""Servers started from the files of ``broker_config``, and clusters on top of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from flame.broker.embedded import find_nats_server
+from flame.broker.embedded.probe import jetstream_fault
+from flame.errors import Unavailable
+from tests.support.cluster import Cluster, eventually
+
+BROKER_CONFIG = Path(__file__).parents[2] / "broker_config"
+
+Edits = Mapping[str, str]
+"""What an operator would change in the files, by what is there now."""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def edited_copy(folder: Path, edits: Edits) -> Path:
+    """Copy ``broker_config`` to ``folder`` with changes, each of which must change something."""
+    shutil.copytree(BROKER_CONFIG, folder)
+    unused = set(edits)
+    for file in sorted(folder.glob("*.conf")):
+        text = file.read_text()
+        for old, new in edits.items():
+            if old in text:
+                unused.discard(old)
+                text = text.replace(old, new)
+        file.write_text(text)
+    assert not unused, f"not in broker_config: {unused}"
+    return folder
+
+
+class Server:
+    """One nats-server with a configuration of its own, that can be killed and started again."""
+
+    def __init__(self, folder: Path, file: str, port: int, edits: Edits, environment: Mapping[str, str]) -> None:
+        folder.mkdir()
+        self.name = folder.name
+        self.port = port
+        self.log = folder / "server.log"
+        self.config = edited_copy(
+            folder / "config",
+            {"port: 4222": f"port: {port}", "/var/lib/flame": str(folder / "store"), **edits},
+        )
+        self._file = self.config / file
+        self._environment = dict(environment)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def run(self) -> None:
+        """Start the process; `ready` tells when it serves."""
+        with self.log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [find_nats_server(), "-c", self._file],
+                env={**os.environ, **self._environment},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    async def ready(self) -> None:
+        """Return when it answers JetStream requests; in a cluster there must be a leader for that."""
+
+        async def answers() -> bool:
+            assert self.alive, f"{self.name} has ended:\n{self.log.read_text()[-2000:]}"
+            return await jetstream_fault("127.0.0.1", self.port) is None
+
+        await eventually(answers, f"{self.name} answers")
+
+    def kill(self) -> None:
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        self._end(signal.SIGTERM)
+
+    def _end(self, number: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.send_signal(number)
+            process.wait(30)
+
+
+class Servers:
+    """The servers of one broker, by name. Stands in for an embedded broker in a `Cluster`."""
+
+    def __init__(self, servers: list[Server], scheme: str = "nats", user: str = "") -> None:
+        self.servers = {server.name: server for server in servers}
+        self.endpoint = ",".join(f"{scheme}://{user}127.0.0.1:{server.port}" for server in servers)
+
+    async def start(self) -> None:
+        for server in self.servers.values():
+            server.run()
+        for server in self.servers.values():
+            await server.ready()
+
+    async def stop(self) -> None:
+        for server in self.servers.values():
+            await asyncio.to_thread(server.stop)
+
+    def on_port(self, port: int | None) -> Server:
+        return next(server for server in self.servers.values() if server.port == port)
+
+
+def single(folder: Path, edits: Edits | None = None, environment: Mapping[str, str] | None = None) -> Server:
+    """Return a server of ``single.conf``."""
+    return Server(folder / "flame", "single.conf", free_port(), edits or {}, environment or {})
+
+
+def cluster_of_three(folder: Path, edits: Edits | None = None) -> list[Server]:
+    """Return the servers of ``cluster.conf``."""
+    routes = {f"flame-{number}": free_port() for number in (1, 2, 3)}
+    environment = {"FLAME_ROUTES": f"[{', '.join(f'nats://127.0.0.1:{port}' for port in routes.values())}]"}
+    return [
+        Server(
+            folder / name,
+            "cluster.conf",
+            free_port(),
+            {"port: 6222": f"port: {route}", "host: 0.0.0.0": "host: 127.0.0.1", **(edits or {})},
+            {**environment, "FLAME_SERVER_NAME": name},
+        )
+        for name, route in routes.items()
+    ]
+
+
+class ServedCluster(Cluster):
+    """A cluster whose broker is made of configured servers."""
+
+    def __init__(self, folder: Path, servers: Servers, *, replicas: int = 1) -> None:
+        super().__init__(folder)
+        self.servers = servers
+        self.broker = servers  # type: ignore[assignment]  # it has what a cluster needs of one
+        self._replicas = replicas
+
+    def start_scheduler(self) -> None:
+        self.scheduler = self._start("flame_services.scheduler", "scheduler", "--replicas", str(self._replicas))
+
+    async def start(self) -> ServedCluster:
+        await self.servers.start()
+        self.start_scheduler()
+        for name in self.node_names:
+            self.start_manager(name)
+        async with self.connect() as connection:
+
+            async def ready() -> bool:
+                with contextlib.suppress(Unavailable):
+                    return (await connection.info()).nodes >= len(self.node_names)
+                return False
+
+            await eventually(ready, "the cluster is ready")
+        return self

@@ -1,0 +1,284 @@
+"""What passes over the wire: it comes back as it was, newer additions are ignored, and rubbish is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, Self
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flame.errors import FlameError, MalformedMessage, SessionNotFound, UnsupportedVersion
+from flame.protocol.api import CreateSession, Info, LookUpTasks, TaskLooks, answer_error, answer_ok, read_answer
+from flame.protocol.codec import VERSION, pack, unpack
+from flame.protocol.codes import ErrorCode
+from flame.protocol.messages import (
+    LEAVE,
+    SERVE,
+    Assignment,
+    ExecutorReport,
+    LogChunk,
+    Orders,
+    ResultRecord,
+    RunningEvent,
+    TaskFault,
+    TaskMessage,
+    decode_nudge,
+    encode_nudge,
+)
+from flame.protocol.records import SessionOptions
+from flame.protocol.states import ExecutorState, TaskState
+from tests.unit.strategies import amounts, counts, faults, plain_text, times
+
+
+class Message(Protocol):
+    """A kind of message."""
+
+    def encode(self) -> bytes: ...
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self: ...
+
+
+optional_faults = st.none() | faults
+assignments = st.builds(
+    Assignment,
+    application=plain_text,
+    session=plain_text,
+    epoch=counts,
+    stream=plain_text,
+    consumer=plain_text,
+    fence=counts,
+    common_data=st.binary(max_size=50),
+    concurrency=counts,
+    max_executors=counts,
+    ack_wait_s=times,
+    leave_timeout_s=times,
+)
+MESSAGES: dict[str, st.SearchStrategy[Message]] = {
+    "task": st.builds(TaskMessage, input=st.binary(max_size=100), listen=st.booleans(), again=st.booleans()),
+    "result": st.builds(
+        ResultRecord,
+        state=st.sampled_from([state for state in TaskState if state.terminal]),
+        output=st.binary(max_size=100),
+        error=optional_faults,
+        executor=plain_text,
+        attempt=counts,
+        started=times,
+        finished=times,
+    ),
+    "running": st.builds(RunningEvent, executor=plain_text, attempt=counts, at=times),
+    "report": st.builds(
+        ExecutorReport,
+        state=st.sampled_from(ExecutorState),
+        pid=counts,
+        error=optional_faults,
+        succeeded=counts,
+        failed=counts,
+        running=counts,
+        held=counts,
+        pending=counts,
+        idle_s=times,
+        lost_consumer=st.booleans(),
+    ),
+    "orders": st.builds(Orders, want=st.sampled_from([SERVE, LEAVE]), assignment=st.none() | assignments),
+    "log": st.builds(LogChunk, stream=st.sampled_from(["stdout", "stderr"]), at=times, data=st.binary(max_size=100)),
+}
+DECODERS: dict[str, Callable[[bytes], object]] = {
+    "a task": TaskMessage.decode,
+    "a result": ResultRecord.decode,
+    "a running event": RunningEvent.decode,
+    "a report": ExecutorReport.decode,
+    "orders": Orders.decode,
+    "a log chunk": LogChunk.decode,
+    "a nudge": decode_nudge,
+}
+messages = st.sampled_from(sorted(MESSAGES)).flatmap(lambda kind: MESSAGES[kind])
+
+scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | plain_text | st.binary()
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(plain_text, inner, max_size=3), max_leaves=6
+)
+
+# ---- the codec
+
+
+@given(st.dictionaries(plain_text, values, max_size=5).filter(lambda fields: "nan" not in repr(fields)))
+def test_a_map_comes_back_as_it_was(fields: dict[str, Any]) -> None:
+    whole = {**fields, "v": VERSION}
+    assert unpack(pack(whole)) == whole
+
+
+@given(st.binary(max_size=200))
+def test_rubbish_is_malformed_and_nothing_else(data: bytes) -> None:
+    try:
+        unpack(data)
+    except MalformedMessage:
+        pass
+
+
+@pytest.mark.parametrize("value", [None, 1, "text", b"bytes", [], [{"v": 1}], True])
+def test_what_is_no_map_is_malformed(value: object) -> None:
+    with pytest.raises(MalformedMessage, match="expected a MessagePack map"):
+        unpack(msgpack.packb(value))
+
+
+@pytest.mark.parametrize("version", [VERSION + 1, VERSION + 1000, 2**64 - 1])
+def test_a_newer_version_is_refused_as_such(version: int) -> None:
+    with pytest.raises(UnsupportedVersion, match="newer"):
+        unpack(msgpack.packb({"v": version}))
+
+
+@pytest.mark.parametrize("version", [None, 0, -1, "1", "2", b"1", [], {}, 1.5, 2.5, False])
+def test_what_is_no_version_is_malformed(version: object) -> None:
+    with pytest.raises(MalformedMessage) as refusal:
+        unpack(msgpack.packb({"v": version}))
+    assert not isinstance(refusal.value, UnsupportedVersion)
+
+
+def test_a_map_without_a_version_is_malformed() -> None:
+    with pytest.raises(MalformedMessage, match="v=1"):
+        unpack(msgpack.packb({}))
+
+
+# ---- messages
+
+
+@given(messages)
+def test_a_message_comes_back_as_it_was(message: Message) -> None:
+    assert type(message).decode(message.encode()) == message
+
+
+@given(messages, st.dictionaries(plain_text.map(lambda name: f"newer {name}"), values, max_size=3))
+def test_keys_of_a_newer_version_are_ignored(message: Message, newer: dict[str, Any]) -> None:
+    fields = unpack(message.encode())
+    assert type(message).decode(pack({**fields, **newer})) == message
+
+
+@given(st.builds(Orders, assignment=assignments), st.dictionaries(plain_text.map(lambda n: f"newer {n}"), values))
+def test_keys_of_a_newer_version_are_ignored_inside_too(orders: Orders, newer: dict[str, Any]) -> None:
+    fields = unpack(orders.encode())
+    fields["assignment"].update(newer)
+    assert Orders.decode(pack(fields)) == orders
+
+
+@given(messages)
+def test_a_message_of_a_newer_version_is_refused_as_such(message: Message) -> None:
+    fields = unpack(message.encode())
+    with pytest.raises(UnsupportedVersion):
+        type(message).decode(pack({**fields, "v": VERSION + 1}))
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@given(st.binary(max_size=200))
+def test_rubbish_is_never_taken_for_a_message(decoder: str, data: bytes) -> None:
+    with pytest.raises(MalformedMessage):
+        DECODERS[decoder](data)
+
+
+@given(messages, st.data())
+def test_a_damaged_message_is_malformed_or_another_message(message: Message, data: st.DataObject) -> None:
+    whole = bytearray(message.encode())
+    place = data.draw(st.integers(0, len(whole) - 1))
+    whole[place] = data.draw(st.integers(0, 255))
+    damaged = bytes(whole[: data.draw(st.integers(0, len(whole)))])
+    try:
+        type(message).decode(damaged)
+    except MalformedMessage:
+        pass
+
+
+@given(messages, st.data())
+def test_a_message_with_a_field_of_any_other_type_never_raises_anything_else(
+    message: Message, data: st.DataObject
+) -> None:
+    fields = unpack(message.encode())
+    name = data.draw(st.sampled_from(sorted(fields)))
+    fields[name] = data.draw(values)
+    try:
+        type(message).decode(pack(fields))
+    except MalformedMessage:
+        pass
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@given(messages)
+def test_one_kind_of_message_is_never_taken_for_another(decoder: str, message: Message) -> None:
+    decode = DECODERS[decoder]
+    if decode != type(message).decode:
+        with pytest.raises(MalformedMessage, match="expected a"):
+            decode(message.encode())
+
+
+@pytest.mark.parametrize("state", [TaskState.PENDING, TaskState.RUNNING, "done", "", None, 1, [], {}])
+def test_a_record_is_terminal(state: object) -> None:
+    with pytest.raises(MalformedMessage, match="terminal state"):
+        ResultRecord.decode(pack({"v": VERSION, "kind": "result", "state": state}))
+
+
+def test_an_order_that_is_not_known_yet_is_to_serve() -> None:
+    assert Orders.decode(pack({"v": VERSION, "kind": "orders", "want": "dance"})).want == SERVE
+
+
+@given(plain_text)
+def test_a_nudge_comes_back_as_it_was(executor: str) -> None:
+    assert decode_nudge(encode_nudge(executor)) == executor
+
+
+def test_a_fault_needs_nothing() -> None:
+    assert TaskFault.from_fields({}) == TaskFault("", "")
+    assert TaskFault.from_fields(None) is None
+    with pytest.raises(MalformedMessage):
+        TaskFault.from_fields("it broke")
+
+
+def test_what_a_task_does_not_need_is_not_sent() -> None:
+    assert set(unpack(TaskMessage(b"x").encode())) == {"v", "kind", "input"}
+
+
+# ---- answers of the control API
+
+
+def test_an_answer_brings_what_was_asked_for() -> None:
+    info = Info(version="1", scheduler="s", nodes=3)
+    assert Info.model_validate(read_answer(answer_ok(info))) == info
+    assert read_answer(answer_ok(None)) == {}
+
+
+def test_an_answer_raises_what_the_request_was_refused_with() -> None:
+    with pytest.raises(SessionNotFound, match="no such session"):
+        read_answer(answer_error(SessionNotFound("no such session")))
+
+
+def test_a_refusal_of_a_newer_version_is_a_flame_error() -> None:
+    with pytest.raises(FlameError, match="too cold") as refusal:
+        read_answer(pack({"v": VERSION, "error": {"code": "frozen", "message": "too cold"}}))
+    assert type(refusal.value) is FlameError
+
+
+@pytest.mark.parametrize("fields", [{}, {"ok": 1}, {"error": "text"}, {"ok": None}, {"error": None}])
+def test_what_is_no_answer_is_malformed(fields: dict[str, Any]) -> None:
+    with pytest.raises(MalformedMessage, match="expected ok or error"):
+        read_answer(pack({"v": VERSION, **fields}))
+
+
+@given(st.builds(SessionOptions, resources=amounts), st.binary(max_size=50))
+def test_a_request_comes_back_as_it_was(options: SessionOptions, common_data: bytes) -> None:
+    request = CreateSession(application="a", common_data=common_data, options=options)
+    fields = unpack(request.encode())
+    del fields["v"]
+    assert CreateSession.check("create_session", fields) == request
+
+
+@given(st.lists(plain_text, max_size=5), st.dictionaries(plain_text, st.binary(max_size=20), max_size=5))
+def test_looks_come_back_as_they_were(tasks: list[str], results: dict[str, bytes]) -> None:
+    looks = TaskLooks(waiting=tuple(tasks), results=results)
+    assert TaskLooks.model_validate(read_answer(answer_ok(looks))) == looks
+    request = LookUpTasks(application="a", session="s", tasks=tuple(tasks))
+    assert unpack(request.encode())["tasks"] == tasks or not tasks
+
+
+def test_every_code_is_a_plain_word() -> None:
+    assert all(code.value == code.name.lower() for code in ErrorCode)

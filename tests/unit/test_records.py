@@ -1,0 +1,253 @@
+"""The control plane's records, and what users may write into them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flame.errors import InvalidArgument, MalformedMessage, UnsupportedVersion
+from flame.protocol.codec import VERSION, pack, unpack
+from flame.protocol.records import (
+    ApplicationRecord,
+    ApplicationSpec,
+    BindingRecord,
+    ExecutorRecord,
+    NodeRecord,
+    Record,
+    SessionOptions,
+    SessionRecord,
+    decode_record,
+)
+from flame.protocol.resources import Resources
+from flame.protocol.states import ApplicationState, ExecutorState, SessionState
+from tests.unit.strategies import amounts, application_names, counts, plain_text, times, tokens
+
+safe_text = plain_text.filter(lambda text: "\0" not in text)
+names_of_variables = safe_text.filter(lambda text: text and "=" not in text)
+specs = st.builds(
+    ApplicationSpec,
+    shim=st.sampled_from(["Nats", "Log"]),
+    command=safe_text.filter(bool),
+    arguments=st.lists(safe_text, max_size=3).map(tuple),
+    environments=st.dictionaries(names_of_variables, safe_text, max_size=3),
+    working_directory=safe_text,
+    description=plain_text,
+    labels=st.dictionaries(plain_text, plain_text, max_size=3),
+    max_instances=st.integers(5, 10_000),
+    min_instances=st.integers(0, 5),
+    delay_release_s=st.floats(0, 3600),
+    concurrency=st.integers(1, 1000),
+    session_retry_limit=st.integers(1, 1000),
+)
+options = st.builds(
+    SessionOptions,
+    min_instances=st.none() | st.integers(0, 10_000),
+    max_instances=st.none() | st.integers(1, 10_000),
+    priority=st.integers(0, 1_000_000),
+    resources=amounts,
+)
+RECORDS: dict[str, st.SearchStrategy[Record]] = {
+    "application": st.builds(
+        ApplicationRecord, name=application_names, spec=specs, state=st.sampled_from(ApplicationState), created=times
+    ),
+    "session": st.builds(
+        SessionRecord,
+        id=tokens,
+        application=application_names,
+        options=options,
+        state=st.sampled_from(SessionState),
+        settled=st.booleans(),
+        reason=plain_text,
+        created=times,
+        ended=times,
+        common_data_key=plain_text,
+        epoch=counts,
+        bind_failures=counts,
+        succeeded=counts,
+        failed=counts,
+        cancelled=counts,
+    ),
+    "node": st.builds(
+        NodeRecord,
+        name=tokens,
+        hostname=plain_text,
+        arch=plain_text,
+        os=plain_text,
+        capacity=amounts,
+        started=times,
+        beat=counts,
+        stopping=st.booleans(),
+    ),
+    "binding": st.builds(
+        BindingRecord,
+        executor=tokens,
+        node=tokens,
+        application=application_names,
+        session=tokens,
+        epoch=counts,
+        consumer=plain_text,
+        fence=counts,
+        leave=st.booleans(),
+        created=times,
+    ),
+    "executor": st.builds(
+        ExecutorRecord,
+        id=tokens,
+        node=tokens,
+        application=application_names,
+        session=tokens,
+        epoch=counts,
+        state=st.sampled_from(ExecutorState),
+        pid=counts,
+        process_started=times,
+        succeeded=counts,
+        failed=counts,
+        running=counts,
+        pending=counts,
+        idle=st.booleans(),
+        clean=st.booleans(),
+        entered=st.booleans(),
+        reason=plain_text,
+        created=times,
+        updated=times,
+    ),
+}
+records = st.sampled_from(sorted(RECORDS)).flatmap(lambda kind: RECORDS[kind])
+newer_keys = st.dictionaries(plain_text.map(lambda name: f"newer {name}"), plain_text | counts, min_size=1, max_size=2)
+
+
+def _with_newer_keys(value: Any, newer: dict[str, Any]) -> Any:
+    """Put keys into a map and into every map of ours within it, as a newer version might."""
+    if not isinstance(value, dict):
+        return value
+    ours = {"spec", "options"}
+    return {name: _with_newer_keys(inner, newer) if name in ours else inner for name, inner in value.items()} | newer
+
+
+# ---- records
+
+
+@given(records)
+def test_a_record_comes_back_as_it_was(record: Record) -> None:
+    assert type(record).decode(record.encode()) == record
+
+
+@given(records, newer_keys)
+def test_keys_of_a_newer_version_are_ignored_at_every_depth(record: Record, newer: dict[str, Any]) -> None:
+    fields = _with_newer_keys(unpack(record.encode()), newer)
+    assert type(record).decode(pack(fields)) == record
+
+
+@given(records)
+def test_a_record_of_a_newer_version_is_refused_as_such(record: Record) -> None:
+    fields = {**unpack(record.encode()), "v": VERSION + 1}
+    with pytest.raises(UnsupportedVersion):
+        type(record).decode(pack(fields))
+    assert decode_record(type(record), pack(fields)) is None
+
+
+@pytest.mark.parametrize("kind", [ApplicationRecord, SessionRecord, NodeRecord, BindingRecord, ExecutorRecord])
+@given(st.binary(max_size=100))
+def test_rubbish_is_never_taken_for_a_record(kind: type[Record], data: bytes) -> None:
+    with pytest.raises(MalformedMessage):
+        kind.decode(data)
+    assert decode_record(kind, data) is None
+
+
+scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | plain_text | st.binary()
+anything = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(plain_text, inner, max_size=3), max_leaves=6
+)
+
+
+@given(records, st.data())
+def test_a_record_with_a_field_of_any_other_type_is_read_or_malformed(record: Record, data: st.DataObject) -> None:
+    fields = unpack(record.encode())
+    fields[data.draw(st.sampled_from(sorted(fields)))] = data.draw(anything)
+    try:
+        type(record).decode(pack(fields))
+    except MalformedMessage:
+        pass
+
+
+@given(records)
+def test_a_record_is_changed_by_making_another(record: Record) -> None:
+    name = next(iter(type(record).model_fields))
+    changed = record.changed(**{name: "other"})
+    assert getattr(changed, name) == "other"
+    assert getattr(record, name) != "other" or changed == record
+    with pytest.raises(ValueError, match="frozen"):
+        setattr(record, name, "other")
+
+
+def test_a_malformed_record_says_what_is_wrong_with_which_field() -> None:
+    with pytest.raises(MalformedMessage, match=r"SessionRecord: application: Field required; created: Field required"):
+        SessionRecord.decode(pack({"v": VERSION, "id": "s"}))
+
+
+# ---- what users write
+
+WRONG_SPECS: dict[str, tuple[object, str]] = {
+    "not a map": ([], ".*valid dictionary"),
+    "nothing": ({}, "command: missing"),
+    "an unknown field": ({"command": "x", "comand": "y"}, "comand: unknown field"),
+    "a wrong type": ({"command": ["x"]}, r"command: .*valid string.*got \"?'?\['x'\]"),
+    "a wrong number": ({"command": "x", "max_instances": "many"}, "max_instances: .*integer.*got 'many'"),
+    "no executors at all": ({"command": "x", "max_instances": 0}, "max_instances: .*greater than or equal to 1"),
+    "less than none": ({"command": "x", "min_instances": -1}, "min_instances: .*greater than or equal to 0"),
+    "more at least than at most": ({"command": "x", "min_instances": 3, "max_instances": 2}, "min_instances 3 is over"),
+    "an endless delay": ({"command": "x", "delay_release_s": math.inf}, "delay_release_s: .*finite"),
+    "a delay before the end": ({"command": "x", "delay_release_s": -1}, "delay_release_s: .*greater than or equal"),
+    "an unknown shim": ({"command": "x", "shim": "Wasm"}, "shim: .*'Nats' or 'Log', got 'Wasm'"),
+    "a variable without a name": ({"command": "x", "environments": {"": "y"}}, "environments: '' is no name of a variable"),
+    "a variable with an equals sign": ({"command": "x", "environments": {"A=B": "y"}}, "environments: 'A=B' is no name"),
+    "a NUL in a command": ({"command": "x\0y"}, ".*NUL"),
+    "a NUL in an argument": ({"command": "x", "arguments": ["a\0"]}, ".*NUL"),
+    "a NUL in a variable": ({"command": "x", "environments": {"A": "\0"}}, ".*NUL"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_SPECS)
+def test_a_wrong_application_is_refused_by_name(case: str) -> None:
+    fields, text = WRONG_SPECS[case]
+    with pytest.raises(InvalidArgument, match=rf"^application 'a': (.*; )?{text}") as refusal:
+        ApplicationSpec.check("application 'a'", fields)
+    assert "\n" not in str(refusal.value)
+
+
+def test_every_wrong_field_is_named_at_once() -> None:
+    with pytest.raises(InvalidArgument) as refusal:
+        ApplicationSpec.check("it", {"command": 1, "concurrency": 0, "nonsense": 0})
+    for name in ("command", "concurrency", "nonsense"):
+        assert name in str(refusal.value)
+
+
+def test_the_log_shim_needs_no_command() -> None:
+    assert ApplicationSpec.check("it", {"shim": "Log"}).command == ""
+
+
+WRONG_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "a negative priority": ({"priority": -1}, "priority"),
+    "resources that can't be read": ({"resources": "cpu=lots"}, "resources .*'lots' is no amount of cpu"),
+    "less than no cpu": ({"resources": [-1.0, 0, 0]}, "resources"),
+    "less than no memory": ({"resources": [1.0, -1, 0]}, "resources"),
+    "less than no gpu": ({"resources": [1.0, 0, -1]}, "resources"),
+    "a cpu that is no number": ({"resources": [math.nan, 0, 0]}, "resources"),
+    "an endless cpu": ({"resources": [math.inf, 0, 0]}, "resources"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_OPTIONS)
+def test_wrong_options_of_a_session_are_refused_by_name(case: str) -> None:
+    fields, text = WRONG_OPTIONS[case]
+    with pytest.raises(InvalidArgument, match=text):
+        SessionOptions.check("session", fields)
+
+
+def test_resources_may_be_written_as_text() -> None:
+    options = SessionOptions.check("session", {"resources": "cpu=2,mem=1g"})
+    assert options.resources == Resources(cpu=2, memory=2**30, gpu=0)
