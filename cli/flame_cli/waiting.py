@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Coroutine, Iterable
 from typing import Any
 
+from flame.cancel import end_tasks
+
 
 async def first_of(*coroutines: Coroutine[Any, Any, object]) -> None:
     """Run all until the first of them ends, raising what it raised; the others are cancelled."""
@@ -28,11 +30,7 @@ async def all_of(coroutines: Iterable[Coroutine[Any, Any, object]]) -> None:
 
 
 async def _end(tasks: list[asyncio.Task[Any]]) -> None:
-    left = [task for task in tasks if not task.done()]
-    for task in left:
-        task.cancel()
-    if left:
-        await asyncio.wait(left)
+    await end_tasks(tasks)
     for task in tasks:
         if not task.cancelled():
             task.exception()  # whoever waited got the first one: no warning for the rest

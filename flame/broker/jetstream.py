@@ -181,6 +181,8 @@ class JetStreamBroker:
         await end_tasks(self._answering)
         if hasattr(self, "_publisher"):
             self._publisher.stop("the connection was closed")
+        # Cancelling its reconnection may be lost (asyncio.wait_for, before Python 3.12); then this is what ends it.
+        self._nc.options["max_reconnect_attempts"] = 1
         with contextlib.suppress(nats_errors.Error, OSError):
             await self._nc.close()
 

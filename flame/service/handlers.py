@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import inspect
 import traceback
 from collections.abc import Awaitable, Callable
@@ -44,12 +45,19 @@ class Handlers:
             return coroutine
 
         async def in_thread(*arguments: object) -> Any:
-            context = contextvars.copy_context()
-            loop = asyncio.get_running_loop()
-            result = await loop.run_in_executor(self._threads, lambda: context.run(method, *arguments))
+            call = functools.partial(contextvars.copy_context().run, _call, method, *arguments)
+            result = await asyncio.get_running_loop().run_in_executor(self._threads, call)
             return await result if inspect.isawaitable(result) else result
 
         return in_thread
+
+
+def _call(method: Callable[..., Any], *arguments: object) -> Any:
+    """Call a method that is not ``async`` in a thread."""
+    try:
+        return method(*arguments)
+    except StopIteration as error:  # no future can hold it: whoever waited would wait for ever
+        raise RuntimeError(f"{method.__name__} raised StopIteration") from error
 
 
 async def _nothing(*_: object) -> None:
@@ -62,19 +70,30 @@ def fault_of(error: BaseException) -> TaskFault:
     _drop_own_frames(frames)
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    return TaskFault(ErrorCode.TASK_FAILED, _limited(str(error)), name, _limited("".join(frames.format())))
+    return TaskFault(ErrorCode.TASK_FAILED, _sendable(_text_of(error)), name, _sendable("".join(frames.format())))
 
 
 def _drop_own_frames(frames: traceback.TracebackException) -> None:
-    while frames.stack and frames.stack[0].filename.startswith(_OWN):
-        del frames.stack[0]
+    """Let the stack begin with user code: what called it is ours, or between ours and a thread of ours."""
+    own = [place for place, frame in enumerate(frames.stack) if frame.filename in _CALLERS]
+    del frames.stack[: own[-1] + 1 if own else 0]
 
 
-_OWN = __file__.rpartition("handlers.py")[0]
+_FOLDER = __file__.rpartition("handlers.py")[0]
+_CALLERS = {f"{_FOLDER}{name}.py" for name in ("executor", "handlers", "tasks")}
 _LIMIT = 16 * 1024
 
 
-def _limited(text: str) -> str:
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as second:  # noqa: BLE001  # an exception whose text can't be had is reported all the same
+        return f"its text can't be had: str() raised {type(second).__name__}"
+
+
+def _sendable(text: str) -> str:
+    """Limit a text in length, and to what has a UTF-8 form: half of a surrogate pair, as in some file names, has none."""
+    text = text.encode("utf-8", "backslashreplace").decode()
     return (
         text
         if len(text) <= _LIMIT

@@ -124,6 +124,9 @@ async def main() -> None:
 
 
 note("started", os.getpid(), str(Path.cwd()))
+if MODE == "waits for a sign":
+    while not Path(os.environ["NOTES"]).with_name("go").exists():
+        time.sleep(0.01)
 if MODE == "dies":
     sys.stderr.write("\x1b[31mthe last words\x1b[0m\n  of a service\n")
     sys.exit(3)

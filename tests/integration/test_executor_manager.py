@@ -639,6 +639,24 @@ class TestTheNode:
         assert found is not None
         assert found.beat >= 10
 
+    async def test_forgets_executors_of_an_earlier_manager_whose_bindings_went(self, control: Control) -> None:
+        bucket = control.broker.bucket(subjects.EXECUTORS)
+        usual = {"node": NODE, "application": APP, "session": "s1", "epoch": 1, "created": 1.0, "updated": 1.0}
+        for name in ("e1", "e2"):
+            record = ExecutorRecord.model_validate(usual | {"id": name, "state": ExecutorState.RELEASED})
+            await bucket.put(subjects.executor_key(NODE, name), record.encode())
+        await control.bind("e2")
+        await control.manager()
+        assert await control.record("e1") is None
+        assert await control.record("e2") is not None
+        assert control.notes("started", "e2") == []
+        await control.unbind("e2")
+
+        async def forgotten() -> bool:
+            return await control.record("e2") is None
+
+        await until(forgotten, "the record goes with the binding")
+
     async def test_needs_a_broker(self, control: Control) -> None:
         with pytest.raises(BrokerUnavailable, match="no NATS server answers"):
             await control.manager(endpoint="nats://127.0.0.1:1")
@@ -676,6 +694,17 @@ class TestTheBrokerAway:
         assert runs(record.pid)
         await control.bind(leave=True)
         assert (await control.released()).clean
+
+    async def test_time_limits_wait_for_the_broker(self, control: Control) -> None:
+        await control.manager(ready_timeout_s=1)
+        await control.serve("waits for a sign")
+        [[pid, _]] = await until(lambda: control.notes("started"), "it runs")
+        control.embedded.kill()
+        await asyncio.sleep(2.5)  # the limit passes, twice
+        assert runs(pid)
+        await control.embedded.start()
+        (control.folder / "go").touch()
+        assert (await control.reaches(ExecutorState.BOUND)).pid == pid
 
     async def test_a_stop_without_a_broker_is_quick_and_leaves_no_process(self, control: Control) -> None:
         manager = await control.manager(stop_timeout_s=30)

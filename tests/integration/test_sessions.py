@@ -200,7 +200,7 @@ async def test_closing_lets_the_running_task_finish_and_cancels_the_waiting_ones
     session = await connection.create_session(lab, max_instances=1)
     await who(session)
     recorder = Recorder()
-    running = await session.create_task(call("sleep", 0.5), recorder)
+    running = await session.create_task(call("sleep", 2.0), recorder)
     waiting = [await session.create_task(call("echo", number)) for number in range(5)]
     await eventually(lambda: len(recorder.updates) > 1, "the first task runs")
     await session.close(timeout_s=30)

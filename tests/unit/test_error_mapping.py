@@ -38,6 +38,8 @@ ARGUMENTS: dict[str, Any] = {
 
 def _make(kind: type[Exception]) -> Exception:
     """Make an exception with something for every argument that it has a name for."""
+    if not inspect.isfunction(kind.__init__):  # it is Exception's, or that of another built-in class
+        return kind()
     parameters = inspect.signature(kind).parameters.values()
     named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     return kind(**{name: ARGUMENTS.get(name, 1) for name in named})

@@ -110,6 +110,11 @@ class Executor:
         if self._process is not None:
             self._process.signal(signal.SIGKILL)
 
+    def allow_more_time(self) -> None:
+        """Begin its present time limit anew: the broker was away, and it could not report meanwhile."""
+        if self._armed is not None and self._armed.ask_first and not self._terminating:
+            self._set_timer(self._armed.after_s)
+
     def note_backlog(self, pending: int) -> None:
         """Take note of what waits in its session."""
         self.life.note_backlog(pending, time.time())
@@ -238,6 +243,7 @@ class Executor:
         if self._captured is not None:
             self._place.clean_up(self.binding, self._captured)
         self._follow_life()
+        self._set_timer(None)
         record = life.record
         told = self._log.info if record.clean else self._log.warning
         # The first line is ours; what follows is what the service wrote, which is not for this log.
@@ -267,6 +273,8 @@ class Executor:
         deadline = self._armed
         if self._terminating or deadline is None:
             self.kill()
+        elif deadline.ask_first and not self._place.broker.connected:
+            self.allow_more_time()
         elif deadline.ask_first:
             self._terminate(deadline.cause, KILL_AFTER_S)
         else:

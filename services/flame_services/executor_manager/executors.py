@@ -43,6 +43,7 @@ class Executors:
         self._place = place
         self._executors: dict[str, Executor] = {}
         self._ended_before = set(ended_before)
+        self._unconfirmed = set(ended_before)
         self._stopping = False
         self._errands: set[asyncio.Task[Any]] = set()
 
@@ -51,6 +52,7 @@ class Executors:
     def on_binding(self, entry: Entry) -> None:
         """Take note of a binding, or of its end."""
         executor = entry.key.rpartition(".")[2]
+        self._unconfirmed.discard(executor)
         if entry.value is None:
             self._end_binding(executor)
             return
@@ -64,6 +66,17 @@ class Executors:
         elif binding.leave and not known.life.leaving:
             known.leave()
             self._spawn(known.nudge())
+
+    def on_first_reading(self) -> None:
+        """Take note that all bindings there are have been heard: those of an earlier time may have gone since."""
+        for executor in tuple(self._unconfirmed):
+            self._end_binding(executor)
+        self._unconfirmed.clear()
+
+    def on_reconnect(self) -> None:
+        """Take note that the broker was away: nobody could report in time."""
+        for executor in self._alive():
+            executor.allow_more_time()
 
     def _begin(self, binding: BindingRecord) -> None:
         executor = self._executors[binding.executor] = Executor(self._place, binding)

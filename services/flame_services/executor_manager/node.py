@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Final
 
 from flame.broker.errors import NotAcknowledged, RevisionConflict, StreamMissing
@@ -20,7 +21,9 @@ LAST_WRITE_S: Final = 1.0
 WATCH_S: Final = 2.5 * defaults.NODE_HEARTBEAT_S
 """How long a record of our name must stand still before its manager is taken for dead."""
 _LOOK_S: Final = 0.2
-_RETRY_S: Final = 0.5
+_RETRY_S: Final = 0.1
+_PATIENCE_S: Final = 3.0
+"""How long registering may take without a word."""
 
 
 class NodeHeartbeat:
@@ -41,7 +44,8 @@ class NodeHeartbeat:
         ``dead``: when a manager of this name was started that is known to be gone. Raises `ConfigurationError`
         if another one lives under this name.
         """
-        waited = False
+        loop = asyncio.get_running_loop()
+        warn_at = loop.time() + _PATIENCE_S
         while True:
             try:
                 entry = await self._bucket.get(self._record.name)
@@ -49,14 +53,15 @@ class NodeHeartbeat:
                     await self._refuse_if_alive(entry, dead)
                 await self._first_write(entry)
             except StreamMissing:
-                if not waited:
-                    log.warning("waiting for a scheduler: the cluster has no control plane yet")
-                waited = True
+                problem = "the cluster has no control plane yet; a scheduler makes it"
             except (RevisionConflict, Unavailable) as error:
-                log.debug("registering again", node=self._record.name, reason=str(error))
+                problem = str(error)
             else:
                 self._claimed = True
                 return
+            if loop.time() >= warn_at:
+                log.warning("waiting to be registered", node=self._record.name, reason=problem)
+                warn_at = math.inf
             await asyncio.sleep(_RETRY_S)
 
     async def run(self) -> None:

@@ -73,6 +73,8 @@ class ExecutorManager:
         self._subscriptions.append(
             await broker.bucket(subjects.BINDINGS).watch(subjects.node_executors(node), self._executors.on_binding)
         )
+        self._executors.on_first_reading()
+        broker.on_reconnect(self._executors.on_reconnect)
         self._run("reminders", self._executors.remind())
         self._run("backlogs", self._executors.follow_backlogs())
         self._run("output", self._output.run())

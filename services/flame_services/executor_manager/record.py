@@ -19,7 +19,7 @@ from flame.protocol.records import ExecutorRecord
 
 log = get_logger("flame.manager.record")
 
-COUNTS_S: Final = 0.5
+COUNTS_S: Final = 0.2
 """Between two records that differ in counts alone."""
 _RETRY_FIRST_S: Final = 0.1
 _RETRY_MAX_S: Final = 2.0
