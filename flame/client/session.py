@@ -211,7 +211,7 @@ class Session:
         await asyncio.shield(self._window)
 
     def _on_stored(self, handle: TaskHandle, error: BaseException | None) -> None:
-        if error is None:
+        if error is None or handle.stored or isinstance(error, Duplicate):
             self._stored(handle)
         elif isinstance(error, BrokerUnavailable):
             retry = self._loop.create_task(self._store_again(handle))
@@ -255,7 +255,7 @@ class Session:
         data = payload.encode()
         pause_s = defaults.BACKOFF_FIRST_S
         last: FlameError | None = None
-        while self._loop.time() < deadline and not handle.done():
+        while self._loop.time() < deadline and not handle.stored and not handle.done():
             try:
                 looks = await self._look_up([handle.id])
                 if not (looks.waiting or looks.results):
@@ -275,7 +275,7 @@ class Session:
                     self._finish(handle.id, record)
             self._stored(handle)
             return
-        if handle.done():
+        if handle.stored or handle.done():
             self._stored(handle)
             return
         self._not_stored(

@@ -199,10 +199,10 @@ class TaskHandle:
         """Note that the task is stored, or could not be."""
         if error is not None:
             self.lose(error)
-        else:
+        elif not self.stored:
             self.stored = True
             self.payload = b""
-            if self._informing is not None and self.task.state is TaskState.PENDING:
+            if self._informing is not None:
                 self._informing.update(self.task)
         self._settle_storing(error)
 
@@ -210,6 +210,8 @@ class TaskHandle:
         """Take a newer state over, once."""
         if self.future.done():
             return
+        if not self.stored:
+            self.mark_stored(None)  # what runs or has ended was stored, whether or not that was heard
         self.task = task
         if self._informing is not None:
             self._informing.update(task)

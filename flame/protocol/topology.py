@@ -130,15 +130,18 @@ def session_consumer(application: str, session: str, epoch: int, max_executors: 
 
 
 def buckets(replicas: int = 1) -> tuple[BucketSpec, ...]:
-    """Return the control plane's buckets; the scheduler creates them."""
+    """Return the control plane's buckets, in the order of creation; the scheduler creates them.
+
+    Nodes come last: a manager that can register its node finds everything else there.
+    """
     names = (
         subjects.APPLICATIONS,
         subjects.SESSIONS,
         subjects.COMMON_DATA,
-        subjects.NODES,
         subjects.EXECUTORS,
         subjects.BINDINGS,
         subjects.ATTEMPTS,
+        subjects.NODES,
     )
     kept = tuple(BucketSpec(name=name, replicas=replicas) for name in names)
-    return (*kept, BucketSpec(name=subjects.LEASES, ttl_s=defaults.LEADER_LEASE_S, replicas=replicas))
+    return (BucketSpec(name=subjects.LEASES, ttl_s=defaults.LEADER_LEASE_S, replicas=replicas), *kept)

@@ -85,7 +85,7 @@ def read_settings(name: str, summary: str, settings_type: type[S], argv: Sequenc
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("--config", metavar="FILE", help="read settings from a YAML file (also FLAME_CONFIG_FILE)")
     for field, info in settings_type.model_fields.items():
-        flag = f"--{field.replace('_', '-')}"
+        flag = _flag(field)
         text = f"{info.description} (also {_variable(field)}; default: {info.default})"
         if info.annotation is bool:
             parser.add_argument(flag, dest=field, action=argparse.BooleanOptionalAction, default=None, help=text)
@@ -94,14 +94,22 @@ def read_settings(name: str, summary: str, settings_type: type[S], argv: Sequenc
     flags = vars(parser.parse_args(argv))
     file = flags.pop("config") or os.environ.get("FLAME_CONFIG_FILE")
     values: dict[str, Any] = _read_file(Path(file)) if file else {}
+    said_by = dict.fromkeys(map(str, values), str(file))
     for field in settings_type.model_fields:
-        if (value := os.environ.get(_variable(field))) is not None:
-            values[field] = value
-    values.update({field: value for field, value in flags.items() if value is not None})
+        if (value := flags[field]) is not None:
+            values[field], said_by[field] = value, _flag(field)
+        elif (value := os.environ.get(_variable(field))) is not None:
+            values[field], said_by[field] = value, _variable(field)
     try:
         return settings_type.model_validate(values)
     except ValidationError as error:
-        raise ConfigurationError(f"settings: {explain(error)}") from None
+        wrong = [str(place) for fault in error.errors() for place in fault["loc"][:1]]
+        sources = dict.fromkeys(said_by.get(field, "settings") for field in wrong)
+        raise ConfigurationError(f"{', '.join(sources) or 'settings'}: {explain(error)}") from None
+
+
+def _flag(field: str) -> str:
+    return f"--{field.replace('_', '-')}"
 
 
 def _variable(field: str) -> str:

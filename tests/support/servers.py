@@ -81,7 +81,10 @@ class Server:
 
         async def answers() -> bool:
             assert self.alive, f"{self.name} has ended:\n{self.log.read_text()[-2000:]}"
-            return await jetstream_fault("127.0.0.1", self.port) is None
+            with contextlib.suppress(TimeoutError):  # without a leader nobody answers
+                async with asyncio.timeout(0.5):
+                    return await jetstream_fault("127.0.0.1", self.port) is None
+            return False
 
         await eventually(answers, f"{self.name} answers")
 

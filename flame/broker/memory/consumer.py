@@ -23,7 +23,7 @@ class Pull:
     __slots__ = ("_life", "_link", "end", "most", "take", "timer")
 
     def __init__(self, link: Link, most: int, take: Callable[[Delivery], None], end: Callable[[str], None]) -> None:
-        """Ask over ``link`` for up to ``most``; ``end`` gets why no more will come, empty unless the consumer is gone."""
+        """Ask over ``link`` for up to ``most``; if fewer come, ``end`` is told, and why if the consumer is gone."""
         self._link = link
         self._life = link.lives
         self.most = most

@@ -11,6 +11,10 @@ from flame.broker.memory.link import Link
 from flame.broker.memory.patterns import PatternTree
 
 
+class Unanswered(Exception):
+    """Something was carried out that the server answers to nobody."""
+
+
 class Message:
     """Something sent: a live message, or a request, which has somebody to ``reply`` to."""
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from flame.broker.errors import ConsumerMissing
+from flame.broker.memory.calls import Calls
 from flame.broker.memory.consumer import Pull
 from flame.broker.seam import Delivery
 from flame.errors import BrokerUnavailable, FlameError
-
-if TYPE_CHECKING:
-    from flame.broker.memory.broker import MemoryBroker
 
 _GRACE_S: Final = 1.0
 """After this long past its time a request without an answer is taken for lost."""
@@ -22,9 +20,9 @@ _GRACE_S: Final = 1.0
 class MemoryPuller:
     """One executor's side of a consumer. One burst at a time; nothing stands between two bursts."""
 
-    def __init__(self, broker: MemoryBroker, stream: str, consumer: str) -> None:
+    def __init__(self, calls: Calls, stream: str, consumer: str) -> None:
         """Take from a consumer of a stream."""
-        self._broker = broker
+        self._calls = calls
         self._stream = stream
         self._consumer = consumer
         self._what = f"pull from {stream}/{consumer}"
@@ -69,10 +67,10 @@ class MemoryPuller:
         if not self._stopped:
             self._stopped = True
             self.forget()
-            if self._broker.connected:
+            if self._calls.link.connected:
                 # Answered after everything that was sent before. Interrupted, that is redelivered after its lease.
                 with contextlib.suppress(FlameError):
-                    await self._broker.ask(self._what, self._withdraw)
+                    await self._calls.ask(self._what, self._withdraw)
             self._closed = True
             self.interrupt()
         arrived, self._arrived = self._arrived, []
@@ -86,9 +84,9 @@ class MemoryPuller:
         self._pulls.clear()
 
     def _place(self, most: int, wait_s: float) -> None:
-        pull = Pull(self._broker.link, most, self._take, self._end)
+        pull = Pull(self._calls.link, most, self._take, self._end)
         consumer = None
-        stream = self._broker.server.streams.get(self._stream)
+        stream = self._calls.server.streams.get(self._stream)
         if stream is not None:
             consumer = stream.consumers.get(self._consumer)
         if consumer is None:
@@ -102,10 +100,10 @@ class MemoryPuller:
     def _ask(self, most: int, wait_s: float) -> None:
         self._ended = False
         try:
-            self._broker.link.send(lambda: self._place(most, wait_s))
-        except BrokerUnavailable as error:
+            self._calls.send(self._what, lambda: self._place(most, wait_s))
+        except BrokerUnavailable:
             self._ended = True
-            raise BrokerUnavailable(f"{self._what}: {error}") from error
+            raise
 
     def _take(self, delivery: Delivery) -> None:
         if not self._closed:
@@ -119,7 +117,7 @@ class MemoryPuller:
     async def _sign(self, limit_s: float) -> None:
         """Wait for anything to arrive; what takes longer than ``limit_s`` has ended."""
         self._signal = asyncio.get_running_loop().create_future()
-        timer = self._broker.server.clock.call_later(limit_s, self.interrupt)
+        timer = self._calls.server.clock.call_later(limit_s, self.interrupt)
         try:
             await self._signal
         finally:

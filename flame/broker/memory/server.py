@@ -17,7 +17,7 @@ from flame.broker.errors import BrokerError, StreamMissing
 from flame.broker.memory.broker import MemoryBroker
 from flame.broker.memory.clock import Clock, LoopClock
 from flame.broker.memory.consumer import MemoryConsumer, read_handle
-from flame.broker.memory.exchange import Exchange, Message
+from flame.broker.memory.exchange import Exchange, Message, Unanswered
 from flame.broker.memory.faults import Chance, Faults
 from flame.broker.memory.patterns import collide, matches, rewrite
 from flame.broker.memory.stream import MemoryStream
@@ -26,10 +26,6 @@ from flame.protocol import defaults
 from flame.protocol.topology import BucketSpec, StreamSpec
 
 T = TypeVar("T")
-
-
-class Unanswered(Exception):
-    """Something was carried out that the server answers to nobody."""
 
 
 class MemoryServer:
@@ -78,12 +74,12 @@ class MemoryServer:
     def interrupt(self, broker: MemoryBroker | None = None) -> None:
         """Break a connection, or all: what is under way is lost, and what is sent from now on waits."""
         for connection in self._brokers if broker is None else (broker,):
-            connection.link.interrupt()
+            connection.calls.link.interrupt()
 
     def restore(self, broker: MemoryBroker | None = None) -> None:
         """Connect again what is not connected, one connection or all; their listeners for reconnects are called."""
         for connection in list(self._brokers) if broker is None else (broker,):
-            connection.link.restore()
+            connection.calls.link.restore()
 
     def restart(self, *, lose_consumers: bool = True) -> None:
         """Break and restore every connection; a server that stands alone comes back without its consumers."""
