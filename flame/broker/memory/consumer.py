@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -59,9 +59,9 @@ class MemoryConsumer:
         self._stream = stream
         self._clock = clock
         self._chance = chance
-        self._new: dict[int, None] = dict.fromkeys(stream.matching(spec.filter_subject))
-        self._again: dict[int, None] = {}
-        self._out: dict[int, float] = {}
+        self._new: OrderedDict[int, None] = OrderedDict.fromkeys(stream.matching(spec.filter_subject))
+        self._again: OrderedDict[int, None] = OrderedDict()
+        self._out: OrderedDict[int, float] = OrderedDict()
         """Until when what was handed out is good; since all are good for equally long, the first ends first."""
         self._counts: dict[int, int] = {}
         self._handed_out = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Final, NamedTuple
 
 from flame.broker.errors import BrokerError, ConsumerConflict, Duplicate, StreamFull
@@ -30,7 +31,7 @@ class MemoryStream:
         self.spec = spec
         self._clock = clock
         self._chance = chance
-        self._stored: dict[int, _Stored] = {}
+        self._stored: OrderedDict[int, _Stored] = OrderedDict()
         self._by_subject: dict[str, dict[int, None]] = {}
         self._bytes = 0
         self._last = 0

@@ -19,7 +19,7 @@ from flame.logs import get_logger
 from flame.protocol import defaults, subjects, topology
 from flame.protocol.records import BindingRecord, ExecutorRecord, SessionRecord
 from flame.protocol.states import SESSION, ExecutorState, SessionEvent, SessionState
-from flame_services.scheduler.plan import Step
+from flame_services.scheduler.plan import Step, lost
 from flame_services.scheduler.settle import settle_tasks
 from flame_services.scheduler.store import Store
 from flame_services.scheduler.view import Session, View
@@ -133,7 +133,7 @@ class Carrier:
         stream = subjects.task_stream(record.application)
         await self._broker.delete_consumer(stream, subjects.consumer(record.id, record.epoch))
         for key, binding in list(session.bindings.items()):
-            if binding.node not in self._view.nodes or not self._view.nodes[binding.node].takes:
+            if lost(self._view, binding):
                 await self._store.bindings.delete(key)
                 await self._store.executors.delete(key)
                 log.warning(

@@ -66,6 +66,8 @@ _ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwx
 _MINT_ATTEMPTS: Final = 8
 _ANSWER_BYTES: Final = defaults.MAX_PAYLOAD_BYTES // 2
 """Of results in one answer, at most."""
+_FEW: Final = 4
+"""Up to so many tasks are looked up one by one."""
 _FORCE_WAIT_S: Final = 8.0
 """How long a forced unregistration waits for its sessions to end: less than a client waits for an answer."""
 
@@ -293,7 +295,9 @@ class ControlApi:
         application, session = check_application(request.application), check_token("session", request.session)
         try:
             waiting = await self._waiting(application, session, request.tasks)
-            missing = [task for task in request.tasks if task not in waiting]
+            # A finished task waits for its acknowledgement for a moment: of few tasks, tell even then.
+            few = len(request.tasks) <= _FEW
+            missing = [task for task in request.tasks if few or task not in waiting]
             results: dict[str, bytes] = {}
             unread: list[str] = []
             size = 0
@@ -308,13 +312,13 @@ class ControlApi:
                         size += len(data)
         except StreamMissing:
             raise ApplicationNotFound(f"application {application} is not registered any more") from None
-        return TaskLooks(waiting=tuple(waiting), results=results, unread=tuple(unread))
+        return TaskLooks(waiting=tuple(waiting - set(results)), results=results, unread=tuple(unread))
 
     async def _waiting(self, application: str, session: str, tasks: tuple[str, ...]) -> set[str]:
         stream = subjects.task_stream(application)
         for task in tasks:
             check_token("task", task)
-        if len(tasks) > 4:
+        if len(tasks) > _FEW:
             stored = await self._broker.subjects(stream, subjects.session_tasks(application, session))
             return {task for task in tasks if subjects.task(application, session, task) in stored}
         found = [await self._broker.last(stream, subjects.task(application, session, task)) for task in tasks]

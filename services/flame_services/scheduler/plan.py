@@ -54,7 +54,7 @@ def plan(view: View, now: float) -> Plan:
     result = Plan([])
     wishes: list[tuple[int, int, float, str]] = []
     steps: dict[str, Step] = {}
-    for session_id in view.active:
+    for session_id in sorted(view.active):
         session = view.sessions[session_id]
         if session.busy:
             continue
@@ -77,7 +77,7 @@ def _look_at(view: View, session: Session, step: Step, now: float, result: Plan)
         executor = view.executors.get(key)
         if executor is not None and executor.record.state is ExecutorState.RELEASED:
             step.reap.append(key)
-        elif _lost(view, binding):
+        elif lost(view, binding):
             step.replace = True
         else:
             serving.append((key, binding, executor))
@@ -103,7 +103,7 @@ def _look_at(view: View, session: Session, step: Step, now: float, result: Plan)
     if now < session.retry_at:
         result.look_again_at = min(result.look_again_at, session.retry_at)
         return 0
-    return wanted - len(staying)
+    return min(wanted - len(staying), view.most(session) - len(serving))  # those that leave are still there
 
 
 def wanted_executors(*, least: int, most: int, demand: bool, serving: list[Executor | None]) -> int:
@@ -146,7 +146,8 @@ def _superfluous(
     return chosen
 
 
-def _lost(view: View, binding: BindingRecord) -> bool:
+def lost(view: View, binding: BindingRecord) -> bool:
+    """Whether the executor of a binding is given up, since its node is."""
     node = view.nodes.get(binding.node)
     return node is None or node.state is NodeState.NOT_READY
 

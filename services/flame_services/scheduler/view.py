@@ -75,7 +75,8 @@ class Node:
     """When its heartbeat was last seen to change."""
     state: NodeState = NodeState.READY
     used: Resources = NOTHING
-    bindings: set[str] = field(default_factory=set)
+    bindings: dict[str, Resources] = field(default_factory=dict)
+    """What each of its bindings uses, by key."""
 
     @property
     def free(self) -> Resources:
@@ -126,6 +127,7 @@ class View:
             for key, binding in self.bindings.items():
                 if binding.session == session_id:
                     session.bindings[key] = binding
+                    self._use(key, binding, 1)
         elif revision >= session.revision:
             session.record = record
             session.revision = revision
@@ -240,10 +242,9 @@ class View:
         node = self.nodes.get(binding.node)
         if node is None:
             return
-        request = self.request_of(binding.session)
-        if sign > 0 and key not in node.bindings:
-            node.bindings.add(key)
-            node.used = node.used.plus(request)
-        elif sign < 0 and key in node.bindings:
-            node.bindings.discard(key)
-            node.used = node.used.minus(request)
+        # What was added is taken away again, whatever has become known of the session meanwhile.
+        before = node.bindings.pop(key, NOTHING)
+        if sign > 0:
+            node.bindings[key] = self.request_of(binding.session)
+        after = node.bindings.get(key, NOTHING)
+        node.used = node.used.minus(before).plus(after) if node.bindings else NOTHING
