@@ -2,25 +2,63 @@
 
 nats-py's own pipelined publish keeps its futures for ever when an acknowledgement is lost; here each has a time
 limit, kept by one timer for all of them.
+
+A stream in a cluster of servers takes nothing for some seconds when the server that leads it dies: until another one
+leads, publishes are refused because nobody listens. They are repeated within their time limit.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from nats import errors as nats_errors
 
 from flame.broker.errors import Duplicate, NotAcknowledged, StreamMissing
-from flame.broker.wire import ACK, STATUS, map_api_error, map_client_error
+from flame.broker.wire import ACK, STATUS, call, map_api_error, map_client_error
 from flame.errors import BrokerUnavailable, FlameError
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
     from nats.aio.msg import Msg
 
-_SWEEP_S = 0.5
+_SWEEP_S: Final = 0.5
+_REPEAT_FIRST_S: Final = 0.1
+_REPEAT_MAX_S: Final = 0.8
+"""Between two attempts at storing what nobody took."""
+_NOBODY: Final = "503"
+
+
+class _Publish:
+    """A message on its way."""
+
+    __slots__ = ("data", "deadline", "future", "handle", "headers", "refused", "subject")
+
+    def __init__(
+        self,
+        future: asyncio.Future[int],
+        deadline: float,
+        subject: str,
+        data: bytes,
+        headers: dict[str, str] | None,
+        handle: str,
+    ) -> None:
+        self.future = future
+        self.deadline = deadline
+        self.subject = subject
+        self.data = data
+        self.headers = headers
+        self.handle = handle
+        """The delivery to acknowledge once the subject holds a message."""
+        self.refused = False
+        """Nobody took it; it was certainly not stored."""
+
+    def late(self) -> FlameError:
+        what = f"store on {self.subject}"
+        if self.refused:
+            return BrokerUnavailable(f"{what}: the stream has no leader now; it was not stored")
+        return NotAcknowledged(f"{what}: the broker did not acknowledge in time; it may be stored")
 
 
 class Publisher:
@@ -33,8 +71,10 @@ class Publisher:
         self._prefix = f"{nc.new_inbox()}."
         self._cut = len(self._prefix)
         self._next = 0
-        self._waiting: dict[str, tuple[asyncio.Future[int], float, str, str]] = {}
+        self._waiting: dict[str, _Publish] = {}
         self._sweeper: asyncio.TimerHandle | None = None
+        self._refused: list[str] = []
+        self._repeating: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Listen for acknowledgements."""
@@ -45,11 +85,14 @@ class Publisher:
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
+        if self._repeating is not None:
+            self._repeating.cancel()
         waiting, self._waiting = self._waiting, {}
-        for future, _, subject, _ in waiting.values():
-            if not future.done():
-                future.set_exception(NotAcknowledged(f"store on {subject}: {reason}; it may have been stored"))
-                future.exception()  # whoever asked may be gone: no warning for that
+        for publish in waiting.values():
+            if not publish.future.done():
+                problem = NotAcknowledged(f"store on {publish.subject}: {reason}; it may have been stored")
+                publish.future.set_exception(problem)
+                publish.future.exception()  # whoever asked may be gone: no warning for that
 
     async def publish(
         self,
@@ -66,7 +109,8 @@ class Publisher:
         self._next += 1
         token = str(self._next)
         future: asyncio.Future[int] = self._loop.create_future()
-        self._waiting[token] = (future, self._loop.time() + timeout_s, subject, then_acknowledge)
+        deadline = self._loop.time() + timeout_s
+        self._waiting[token] = _Publish(future, deadline, subject, data, headers, then_acknowledge)
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep)
         try:
@@ -77,31 +121,89 @@ class Publisher:
         return future
 
     async def _on_ack(self, msg: Msg) -> None:
-        entry = self._waiting.pop(msg.subject[self._cut :], None)
-        if entry is None:
+        token = msg.subject[self._cut :]
+        publish = self._waiting.pop(token, None)
+        if publish is None:
             return
-        future, _, subject, handle = entry
         sequence = _sequence(msg.data)
-        refusal = None if sequence else _refusal(subject, msg)
-        if handle and (refusal is None or isinstance(refusal, Duplicate)):
-            await self._nc.publish(handle, ACK)
-        if future.done():
+        if not sequence and _taken_by_nobody(msg):
+            self._waiting[token] = publish
+            self._repeat_later(token, publish)
+            return
+        refusal = None if sequence else _refusal(publish.subject, msg)
+        if publish.handle and (refusal is None or isinstance(refusal, Duplicate)):
+            await self._nc.publish(publish.handle, ACK)
+        if publish.future.done():
             return
         if refusal is None:
-            future.set_result(sequence)
+            publish.future.set_result(sequence)
         else:
-            future.set_exception(refusal)
+            publish.future.set_exception(refusal)
 
     def _sweep(self) -> None:
         now = self._loop.time()
-        late = [token for token, (_, deadline, _, _) in self._waiting.items() if deadline <= now]
-        for token in late:
-            future, _, subject, _ = self._waiting.pop(token)
-            if not future.done():
-                future.set_exception(
-                    NotAcknowledged(f"store on {subject}: the broker did not acknowledge in time; it may be stored")
-                )
+        for token in [token for token, publish in self._waiting.items() if publish.deadline <= now]:
+            publish = self._waiting.pop(token)
+            if not publish.future.done():
+                publish.future.set_exception(publish.late())
         self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep) if self._waiting else None
+
+    # ---- while a stream has no leader
+
+    def _repeat_later(self, token: str, publish: _Publish) -> None:
+        publish.refused = True
+        self._refused.append(token)
+        if self._repeating is None:
+            self._repeating = self._loop.create_task(self._repeat(), name="repeated publishes")
+
+    async def _repeat(self) -> None:
+        pause_s = _REPEAT_FIRST_S
+        try:
+            while self._refused:
+                refused, self._refused = self._refused, []
+                await self._fail_without_stream(refused)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _REPEAT_MAX_S)
+                for token in refused:
+                    await self._send_again(token)
+        finally:
+            self._repeating = None
+
+    async def _send_again(self, token: str) -> None:
+        publish = self._waiting.get(token)
+        if publish is None:
+            return
+        if publish.future.done():  # nobody waits for it any more
+            del self._waiting[token]
+            return
+        publish.refused = False
+        try:
+            await self._nc.publish(publish.subject, publish.data, self._prefix + token, publish.headers)
+        except (nats_errors.Error, OSError):
+            publish.refused = True
+            self._refused.append(token)
+
+    async def _fail_without_stream(self, tokens: list[str]) -> None:
+        """End those whose stream doesn't exist: that looks the same as one without a leader."""
+        exists: dict[str, bool] = {}
+        for token in tokens:
+            publish = self._waiting.get(token)
+            if publish is None:
+                continue
+            family = ".".join(publish.subject.split(".", 3)[:3])  # a kind of one application, or keys of one bucket
+            if family not in exists:
+                exists[family] = await self._has_stream(publish.subject)
+            if not exists[family]:
+                del self._waiting[token]
+                if not publish.future.done():
+                    publish.future.set_exception(StreamMissing(f"store on {publish.subject}: no stream takes it"))
+
+    async def _has_stream(self, subject: str) -> bool:
+        try:
+            answer = await call(self._nc, "STREAM.NAMES", {"subject": subject}, f"find the stream of {subject}")
+        except FlameError:
+            return True  # the cluster itself has no leader now
+        return bool(answer.get("streams"))
 
 
 def _sequence(data: bytes) -> int:
@@ -116,13 +218,14 @@ def _sequence(data: bytes) -> int:
     return int(data[start:end] or 0)
 
 
+def _taken_by_nobody(msg: Msg) -> bool:
+    return not msg.data and (msg.headers or {}).get(STATUS) == _NOBODY
+
+
 def _refusal(subject: str, msg: Msg) -> FlameError:
     what = f"store on {subject}"
     if not msg.data:
-        status = (msg.headers or {}).get(STATUS, "")
-        if status == "503":
-            return StreamMissing(f"{what}: no stream takes it")
-        return BrokerUnavailable(f"{what}: empty acknowledgement {status}")
+        return BrokerUnavailable(f"{what}: empty acknowledgement {(msg.headers or {}).get(STATUS, '')}")
     try:
         fault = json.loads(msg.data)["error"]
     except (ValueError, KeyError, TypeError):

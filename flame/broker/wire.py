@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -45,6 +46,12 @@ IN_PROGRESS: Final = b"+WPI"
 NAK: Final = b"-NAK"
 
 API_TIMEOUT_S: Final = 5.0
+"""For what changes streams and consumers."""
+READ_TIMEOUT_S: Final = 12.0
+"""For reads: longer than a stream of a cluster is without a leader when the server that led it dies."""
+_ASK_FIRST_S: Final = 0.5
+_ASK_MAX_S: Final = 4.0
+"""How long one attempt at a read waits for its answer. What has no leader doesn't answer, nor does it later."""
 
 # Error codes of nats-server (server/errors.json), and what they mean to us.
 _SUBJECT_TAKEN = "maximum messages per subject exceeded"
@@ -109,11 +116,28 @@ async def request(nc: Client, subject: str, data: bytes, timeout_s: float, what:
         raise map_client_error(what, error) from error
 
 
-async def call(nc: Client, verb: str, body: Mapping[str, Any] | None, what: str) -> dict[str, Any]:
+async def read(nc: Client, verb: str, body: Mapping[str, Any] | None, what: str) -> dict[str, Any]:
+    """As `call`, for what may be asked any number of times: asked again while nothing answers that could."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + READ_TIMEOUT_S
+    wait_s = _ASK_FIRST_S
+    while True:
+        try:
+            return await call(nc, verb, body, what, wait_s)
+        except NotAcknowledged:
+            left_s = deadline - loop.time()
+            if left_s <= 0:
+                raise
+            wait_s = min(2 * wait_s, _ASK_MAX_S, max(left_s, _ASK_FIRST_S))
+
+
+async def call(
+    nc: Client, verb: str, body: Mapping[str, Any] | None, what: str, timeout_s: float = API_TIMEOUT_S
+) -> dict[str, Any]:
     """Call the JetStream API and return its answer; ``verb`` is the subject after ``$JS.API.``."""
     data = json.dumps(body).encode() if body is not None else b""
     try:
-        message = await request(nc, f"{API}.{verb}", data, API_TIMEOUT_S, what)
+        message = await request(nc, f"{API}.{verb}", data, timeout_s, what)
     except NoResponders as error:
         raise BrokerUnavailable(
             f"{what}: the broker has no JetStream; start nats-server with -js or a jetstream block"

@@ -730,12 +730,19 @@ class TestTheManagerStops:
         assert await control.node() is None
 
     async def test_running_tasks_have_the_time_that_was_set(self, control: Control) -> None:
-        manager = await control.manager(stop_timeout_s=1)
+        manager = await control.manager(stop_timeout_s=2)
         await control.serve("runs a task")
         await control.reaches(ExecutorState.BOUND)
+        seen: list[NodeRecord | None] = []
+        watch = await control.broker.bucket(subjects.NODES).watch(
+            NODE, lambda entry: seen.append(NodeRecord.decode(entry.value) if entry.value else None)
+        )
         began = time.monotonic()
         await manager.stop()
-        assert 1 <= time.monotonic() - began < 8
+        assert 2 <= time.monotonic() - began < 8
+        await until(lambda: seen[-1] is None, "the node's record is deleted")
+        assert len([node for node in seen if node is not None and node.stopping]) >= 2, "it beats while it stops"
+        await watch.stop()
         record = await control.released(limit_s=1)
         assert (record.clean, record.reason) == (False, "the executor manager was stopped")
 

@@ -206,7 +206,7 @@ def facts(draw: st.DrawFn) -> dict[str, list[Fact]]:
     executors: list[Fact] = []
     for number in range(draw(st.integers(0, 10)) if sessions else 0):
         session_id = draw(st.sampled_from(sessions))[0]
-        place = draw(st.sampled_from([*names, *names, "a node that is gone"]))
+        place = draw(st.sampled_from([*names, *names, "gone"]))
         bound = binding(session_id, place, f"x{number}", leave=draw(st.sampled_from([False, False, True])))
         bindings.append((key_of(bound), bound))
         state = draw(st.none() | st.sampled_from([ExecutorState.BOUND, ExecutorState.BOUND, *ExecutorState]))
@@ -483,7 +483,7 @@ def test_a_session_has_its_least_from_the_beginning_and_without_a_task() -> None
 def test_a_session_that_fits_nowhere_does_not_keep_others_waiting() -> None:
     cluster = Cluster(node("n", cpu=1.0))
     cluster.open("huge", demand=True, priority=1000, resources=Resources(cpu=64))
-    cluster.open("needs a gpu"[:5], demand=True, priority=1000, resources=Resources(cpu=0.1, gpu=1))
+    cluster.open("gpu", demand=True, priority=1000, resources=Resources(cpu=0.1, gpu=1))
     cluster.open("small", demand=True, resources=Resources(cpu=1))
     assert cluster.plan().steps == [Step("small", bind=["n"])]
 
