@@ -67,7 +67,7 @@ _OCCUPIED = re.compile(b"[\x01\x02]")
 class Slot(NamedTuple):
     """One delivery in a ledger, as a manager reads it."""
 
-    index: int
+    number: int
     state: int
     generation: int
     handle: str
@@ -221,8 +221,8 @@ class LedgerReader:
             if not barrier():
                 return []
             for slot in self.slots():
-                if slot.state == HELD and not self._map[_MARKS_AT + slot.index]:
-                    self._map[_MARKS_AT + slot.index] = 1
+                if slot.state == HELD and not self._map[_MARKS_AT + slot.number]:
+                    self._map[_MARKS_AT + slot.number] = 1
                     stolen.append(slot)
         finally:
             self._map[_STEAL_AT] = 0

@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 from typing import TYPE_CHECKING, Any, Final
 
-from flame.broker.errors import NoMessage, NotAcknowledged, RevisionConflict
+from flame.broker.errors import NoMessage, RevisionConflict
 from flame.broker.seam import Entry, EntryHandler, Listener, StoredMessage, Subscription
 from flame.broker.watch import Watch, read_all
-from flame.broker.wire import API_TIMEOUT_S, EXPECTED_REVISION, KV_MARKER, KV_OPERATION, ROLLUP, TTL, call
-from flame.errors import FlameError
+from flame.broker.wire import EXPECTED_REVISION, KV_MARKER, KV_OPERATION, ROLLUP, TTL, read
+from flame.errors import BrokerUnavailable, FlameError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 MARKER_TTL: Final = "3600s"
 """How long a deletion is kept for watchers that were away; those away longer read everything again."""
+
+ATTEMPT_S: Final = 3.0
+ATTEMPTS: Final = 4
+"""At a write that isn't acknowledged: together longer than a bucket is without a leader when its server dies."""
 
 
 def bucket_stream(name: str) -> str:
@@ -35,7 +39,7 @@ async def read_message(nc: Client, stream: str, which: Mapping[str, object], wha
 
 async def _read(nc: Client, stream: str, which: Mapping[str, object], what: str) -> dict[str, Any] | None:
     try:
-        answer = await call(nc, f"STREAM.MSG.GET.{stream}", which, what)
+        answer = await read(nc, f"STREAM.MSG.GET.{stream}", which, what)
     except NoMessage:
         return None
     message: dict[str, Any] = answer["message"]
@@ -110,10 +114,26 @@ class JetStreamBucket:
         return await _read(self._nc, self._stream, {"last_by_subj": subject}, f"read {subject}")
 
     async def _write(self, key: str, value: bytes, headers: dict[str, str] | None) -> int:
-        future = await self._publisher.publish(self._prefix + key, value, API_TIMEOUT_S, headers)
-        try:
-            return await future
-        except NotAcknowledged:
-            raise
-        except FlameError as error:
-            raise type(error)(f"write {self._prefix}{key}: {error}") from error
+        for attempt in range(1, ATTEMPTS + 1):
+            future = await self._publisher.publish(self._prefix + key, value, ATTEMPT_S, headers)
+            try:
+                return await future
+            except BrokerUnavailable:
+                if attempt == ATTEMPTS:
+                    raise
+            except RevisionConflict as error:
+                written = await self._written_before(key, value) if attempt > 1 else 0
+                if written:
+                    return written
+                raise RevisionConflict(f"write {self._prefix}{key}: {error}") from error
+            except FlameError as error:
+                raise type(error)(f"write {self._prefix}{key}: {error}") from error
+        raise AssertionError("unreachable")
+
+    async def _written_before(self, key: str, value: bytes) -> int:
+        """Return the revision that an earlier attempt has written, whose acknowledgement was lost; 0 if none has."""
+        message = await self._last(key)
+        if message is None:
+            return 0
+        stored = _stored(message)
+        return stored.sequence if stored.data == value and (value or _marks_deletion(message)) else 0

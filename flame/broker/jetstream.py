@@ -35,6 +35,7 @@ from flame.broker.wire import (
     STORED_SUBJECT,
     call,
     map_client_error,
+    read,
     request,
 )
 from flame.cancel import end_tasks
@@ -141,7 +142,7 @@ class JetStreamBroker:
             raise self._not_connected(self._last_error or error) from error
         self._nc.options["max_reconnect_attempts"] = -1
         self._nc.options["reconnect_time_wait"] = RECONNECT_WAIT_S
-        await call(self._nc, "INFO", None, f"connect to {self._endpoint}")
+        await read(self._nc, "INFO", None, f"connect to {self._endpoint}")
         self._publisher = Publisher(self._nc)
         await self._publisher.start()
 
@@ -329,7 +330,7 @@ class JetStreamBroker:
 
     async def stream_state(self, name: str) -> StreamState:
         """See `flame.broker.seam.Broker.stream_state`."""
-        state = (await call(self._nc, f"STREAM.INFO.{name}", None, f"state of stream {name}"))["state"]
+        state = (await read(self._nc, f"STREAM.INFO.{name}", None, f"state of stream {name}"))["state"]
         return StreamState(int(state["messages"]), int(state["last_seq"]))
 
     async def subjects(self, stream: str, pattern: str) -> dict[str, int]:
@@ -337,7 +338,7 @@ class JetStreamBroker:
         counts: dict[str, int] = {}
         while True:
             body = {"subjects_filter": pattern, "offset": len(counts)}
-            answer = await call(self._nc, f"STREAM.INFO.{stream}", body, f"subjects of stream {stream}")
+            answer = await read(self._nc, f"STREAM.INFO.{stream}", body, f"subjects of stream {stream}")
             page = answer["state"].get("subjects") or {}
             counts.update(page)
             if not page or len(counts) >= int(answer.get("total", 0)):

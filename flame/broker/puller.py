@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription
 
-HEARTBEAT_S: Final = 5.0
+HEARTBEAT_S: Final = 2.0
 _MISSED: Final = 2.5
 """Heartbeats without a sign after which a standing request is taken for lost."""
 _MORE_TIMEOUT_S: Final = 1.0

@@ -36,7 +36,10 @@ if TYPE_CHECKING:
 
 log = get_logger("flame.broker.watch")
 
-HEARTBEAT_S: Final = 5.0
+HEARTBEAT_S: Final = 2.0
+"""A watch is kept by one server, without a copy elsewhere: its silence is all that tells of that server's death."""
+SILENCE_S: Final = 3 * HEARTBEAT_S
+CREATE_TIMEOUT_S: Final = 2.5
 REPAIR_S: Final = 60.0
 READ_TIMEOUT_S: Final = 30.0
 _RETRY_S: Final = 0.5
@@ -85,7 +88,7 @@ class Reading:
         }
         body = {"stream_name": self._stream, "config": config}
         try:
-            answer = await call(self._nc, f"CONSUMER.CREATE.{self._stream}", body, what)
+            answer = await call(self._nc, f"CONSUMER.CREATE.{self._stream}", body, what, CREATE_TIMEOUT_S)
         except BaseException:
             await self.stop()
             raise
@@ -93,6 +96,11 @@ class Reading:
         # The count is taken when the consumer is made, with nothing delivered yet.
         self._expected = int(answer.get("num_pending", 0)) + int(answer.get("delivered", {}).get("consumer_seq", 0))
         self._check_complete()
+
+    @property
+    def silent(self) -> bool:
+        """Whether the broker has said nothing for longer than a living watch does."""
+        return self._loop.time() - self.last_sign > SILENCE_S
 
     async def stop(self) -> None:
         """End it; the broker forgets the consumer."""
@@ -152,14 +160,15 @@ async def read_all(nc: Client, stream: str, prefix: str, pattern: str) -> list[E
 
 
 async def _wait_complete(reading: Reading, what: str) -> None:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + READ_TIMEOUT_S
     broken = asyncio.ensure_future(reading.broken.wait())
     try:
-        done, _ = await asyncio.wait(
-            (reading.complete, broken), timeout=READ_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
-        )
+        while not (reading.complete.done() or broken.done() or reading.silent) and loop.time() < deadline:
+            await asyncio.wait((reading.complete, broken), timeout=HEARTBEAT_S, return_when=asyncio.FIRST_COMPLETED)
     finally:
         broken.cancel()
-    if reading.complete not in done:
+    if not reading.complete.done():
         raise NotAcknowledged(f"{what}: interrupted")
 
 
@@ -259,7 +268,7 @@ class Watch:
         due = loop.time() + REPAIR_S
         while not self._again.is_set() and self._reading is not None:
             now = loop.time()
-            if now >= due or self._reading.broken.is_set() or now - self._reading.last_sign > 3 * HEARTBEAT_S:
+            if now >= due or self._reading.broken.is_set() or self._reading.silent:
                 break
             broken = asyncio.ensure_future(self._reading.broken.wait())
             again = asyncio.ensure_future(self._again.wait())

@@ -51,9 +51,10 @@ READ_TIMEOUT_S: Final = 12.0
 """For reads: longer than a stream of a cluster is without a leader when the server that led it dies."""
 _ASK_FIRST_S: Final = 0.5
 _ASK_MAX_S: Final = 4.0
-"""How long one attempt at a read waits for its answer. What has no leader doesn't answer, nor does it later."""
+"""How long one attempt at a read waits for its answer. A stream without a leader doesn't answer, nor does it later."""
 
 # Error codes of nats-server (server/errors.json), and what they mean to us.
+_NO_LEADER = 10008
 _SUBJECT_TAKEN = "maximum messages per subject exceeded"
 _FULL = ("maximum messages exceeded", "maximum bytes exceeded")
 _BY_CODE: Final[Mapping[int, type[FlameError]]] = {
@@ -117,24 +118,32 @@ async def request(nc: Client, subject: str, data: bytes, timeout_s: float, what:
 
 
 async def read(nc: Client, verb: str, body: Mapping[str, Any] | None, what: str) -> dict[str, Any]:
-    """As `call`, for what may be asked any number of times: asked again while nothing answers that could."""
+    """As `call`, for what may be asked any number of times: asked again while there is no leader who could answer."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + READ_TIMEOUT_S
     wait_s = _ASK_FIRST_S
     while True:
+        asked_at = loop.time()
         try:
-            return await call(nc, verb, body, what, wait_s)
+            answer = await _ask(nc, verb, body, what, wait_s)
         except NotAcknowledged:
-            left_s = deadline - loop.time()
-            if left_s <= 0:
+            if asked_at + wait_s >= deadline:
                 raise
-            wait_s = min(2 * wait_s, _ASK_MAX_S, max(left_s, _ASK_FIRST_S))
+        else:
+            if _code(answer) != _NO_LEADER or asked_at + wait_s >= deadline:
+                return _checked(answer, what)
+            await asyncio.sleep(wait_s)
+        wait_s = min(2 * wait_s, _ASK_MAX_S)
 
 
 async def call(
     nc: Client, verb: str, body: Mapping[str, Any] | None, what: str, timeout_s: float = API_TIMEOUT_S
 ) -> dict[str, Any]:
     """Call the JetStream API and return its answer; ``verb`` is the subject after ``$JS.API.``."""
+    return _checked(await _ask(nc, verb, body, what, timeout_s), what)
+
+
+async def _ask(nc: Client, verb: str, body: Mapping[str, Any] | None, what: str, timeout_s: float) -> dict[str, Any]:
     data = json.dumps(body).encode() if body is not None else b""
     try:
         message = await request(nc, f"{API}.{verb}", data, timeout_s, what)
@@ -143,6 +152,14 @@ async def call(
             f"{what}: the broker has no JetStream; start nats-server with -js or a jetstream block"
         ) from error
     answer: dict[str, Any] = json.loads(message.data)
+    return answer
+
+
+def _code(answer: Mapping[str, Any]) -> int:
+    return int((answer.get("error") or {}).get("err_code", 0))
+
+
+def _checked(answer: dict[str, Any], what: str) -> dict[str, Any]:
     fault = answer.get("error")
     if fault is not None:
         raise map_api_error(what, fault)
