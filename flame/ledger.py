@@ -72,6 +72,7 @@ class Slot(NamedTuple):
     generation: int
     handle: str
     task: str
+    """The task's key, see `flame.protocol.subjects.task_key`."""
     taken_at: float
     started_at: float
 
@@ -133,7 +134,7 @@ class Ledger:
 
     def stolen(self, slot: int) -> bool:
         """Whether the manager has taken a held delivery away."""
-        return bool(self._map[_MARKS_AT + slot])
+        return slot >= 0 and bool(self._map[_MARKS_AT + slot])
 
     def kept_by_manager(self, now: float) -> bool:
         """Whether the manager is there and keeps this executor's leases."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from flame.broker.errors import NoMessage, RevisionConflict
 from flame.broker.seam import Entry, EntryHandler, Listener, StoredMessage, Subscription
 from flame.broker.watch import Watch, read_all
-from flame.broker.wire import EXPECTED_REVISION, KV_MARKER, KV_OPERATION, ROLLUP, TTL, read
+from flame.broker.wire import EXPECTED_REVISION, KV_MARKER, KV_OPERATION, ROLLUP, TTL, insist
 from flame.errors import BrokerUnavailable, FlameError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ async def read_message(nc: Client, stream: str, which: Mapping[str, object], wha
 
 async def _read(nc: Client, stream: str, which: Mapping[str, object], what: str) -> dict[str, Any] | None:
     try:
-        answer = await read(nc, f"STREAM.MSG.GET.{stream}", which, what)
+        answer = await insist(nc, f"STREAM.MSG.GET.{stream}", which, what)
     except NoMessage:
         return None
     message: dict[str, Any] = answer["message"]

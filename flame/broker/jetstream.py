@@ -34,8 +34,8 @@ from flame.broker.wire import (
     SECOND_NS,
     STORED_SUBJECT,
     call,
+    insist,
     map_client_error,
-    read,
     request,
 )
 from flame.cancel import end_tasks
@@ -94,8 +94,11 @@ async def connect(
         async with asyncio.timeout(timeout_s):
             await broker.open(servers, name, options)
     except TimeoutError:
+        silent = (
+            "no NATS server answered" if not broker.connected else "JetStream did not answer (is there a majority?)"
+        )
         await broker.close()
-        raise BrokerUnavailable(f"no NATS server answered at {broker.endpoint} within {timeout_s:g} s") from None
+        raise BrokerUnavailable(f"{silent} at {broker.endpoint} within {timeout_s:g} s") from None
     except BaseException:
         await broker.close()
         raise
@@ -142,7 +145,7 @@ class JetStreamBroker:
             raise self._not_connected(self._last_error or error) from error
         self._nc.options["max_reconnect_attempts"] = -1
         self._nc.options["reconnect_time_wait"] = RECONNECT_WAIT_S
-        await read(self._nc, "INFO", None, f"connect to {self._endpoint}")
+        await insist(self._nc, "INFO", None, f"connect to {self._endpoint}")
         self._publisher = Publisher(self._nc)
         await self._publisher.start()
 
@@ -317,7 +320,7 @@ class JetStreamBroker:
     async def _ensure(self, name: str, config: dict[str, Any]) -> None:
         what = f"create stream {name}"
         try:
-            await call(self._nc, f"STREAM.CREATE.{name}", config, what)
+            await insist(self._nc, f"STREAM.CREATE.{name}", config, what)
         except BrokerError as error:
             if "(10058)" not in str(error):  # in use with another configuration
                 raise
@@ -330,7 +333,7 @@ class JetStreamBroker:
 
     async def stream_state(self, name: str) -> StreamState:
         """See `flame.broker.seam.Broker.stream_state`."""
-        state = (await read(self._nc, f"STREAM.INFO.{name}", None, f"state of stream {name}"))["state"]
+        state = (await insist(self._nc, f"STREAM.INFO.{name}", None, f"state of stream {name}"))["state"]
         return StreamState(int(state["messages"]), int(state["last_seq"]))
 
     async def subjects(self, stream: str, pattern: str) -> dict[str, int]:
@@ -338,7 +341,7 @@ class JetStreamBroker:
         counts: dict[str, int] = {}
         while True:
             body = {"subjects_filter": pattern, "offset": len(counts)}
-            answer = await read(self._nc, f"STREAM.INFO.{stream}", body, f"subjects of stream {stream}")
+            answer = await insist(self._nc, f"STREAM.INFO.{stream}", body, f"subjects of stream {stream}")
             page = answer["state"].get("subjects") or {}
             counts.update(page)
             if not page or len(counts) >= int(answer.get("total", 0)):
@@ -388,12 +391,13 @@ class JetStreamBroker:
             "num_replicas": spec.replicas,
         }
         body = {"stream_name": spec.stream, "config": config}
-        await call(self._nc, f"CONSUMER.DURABLE.CREATE.{spec.stream}.{spec.name}", body, f"create consumer {spec.name}")
+        verb = f"CONSUMER.DURABLE.CREATE.{spec.stream}.{spec.name}"
+        await insist(self._nc, verb, body, f"create consumer {spec.name}")
 
     async def delete_consumer(self, stream: str, name: str) -> None:
         """See `flame.broker.seam.Broker.delete_consumer`."""
         with contextlib.suppress(ConsumerMissing, StreamMissing):
-            await call(self._nc, f"CONSUMER.DELETE.{stream}.{name}", None, f"delete consumer {name}")
+            await insist(self._nc, f"CONSUMER.DELETE.{stream}.{name}", None, f"delete consumer {name}")
 
     async def consumer_state(self, stream: str, name: str) -> ConsumerState:
         """See `flame.broker.seam.Broker.consumer_state`."""

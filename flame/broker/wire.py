@@ -47,11 +47,11 @@ NAK: Final = b"-NAK"
 
 API_TIMEOUT_S: Final = 5.0
 """For what changes streams and consumers."""
-READ_TIMEOUT_S: Final = 12.0
-"""For reads: longer than a stream of a cluster is without a leader when the server that led it dies."""
+INSIST_TIMEOUT_S: Final = 12.0
+"""For what may be asked again: longer than a stream is without a leader when the server that led it dies."""
 _ASK_FIRST_S: Final = 0.5
 _ASK_MAX_S: Final = 4.0
-"""How long one attempt at a read waits for its answer. A stream without a leader doesn't answer, nor does it later."""
+"""How long one attempt waits for its answer. A stream without a leader doesn't answer, nor does it later."""
 
 # Error codes of nats-server (server/errors.json), and what they mean to us.
 _NO_LEADER = 10008
@@ -117,10 +117,10 @@ async def request(nc: Client, subject: str, data: bytes, timeout_s: float, what:
         raise map_client_error(what, error) from error
 
 
-async def read(nc: Client, verb: str, body: Mapping[str, Any] | None, what: str) -> dict[str, Any]:
+async def insist(nc: Client, verb: str, body: Mapping[str, Any] | None, what: str) -> dict[str, Any]:
     """As `call`, for what may be asked any number of times: asked again while there is no leader who could answer."""
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + READ_TIMEOUT_S
+    deadline = loop.time() + INSIST_TIMEOUT_S
     wait_s = _ASK_FIRST_S
     while True:
         asked_at = loop.time()

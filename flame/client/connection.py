@@ -10,15 +10,16 @@ from typing import Any, Final, Self, TypeVar
 from flame.broker.errors import NoResponders, NotAcknowledged
 from flame.broker.jetstream import connect as connect_broker
 from flame.broker.seam import Broker
-from flame.client.ids import TaskIds
+from flame.client.ids import TaskIds, mint_session_id
 from flame.client.session import Session
 from flame.client.spec import SessionSpec
 from flame.config import resolve_endpoint
-from flame.errors import BrokerUnavailable, SchedulerUnavailable
+from flame.errors import BrokerUnavailable, SchedulerUnavailable, SessionExists, Unavailable
 from flame.protocol import defaults, subjects
 from flame.protocol.api import (
     ApplicationPage,
     CloseSession,
+    CreateSession,
     ExecutorPage,
     Info,
     List,
@@ -41,6 +42,12 @@ R = TypeVar("R", bound=Record)
 
 SCHEDULER_PATIENCE_S: Final = 3.0
 """How long a call waits for a scheduler when none answers: one may be restarting."""
+OUTAGE_PATIENCE_S: Final = 15.0
+"""How long a call is repeated that may be: the scheduler, or the broker for it, may have lost a server."""
+
+_ONCE: Final = frozenset({Verb.REGISTER_APPLICATION, Verb.UNREGISTER_APPLICATION, Verb.CREATE_SESSION})
+"""What must not be asked again when an answer was lost: it would be refused because it was carried out."""
+_MINT_ATTEMPTS: Final = 8
 
 
 async def connect(
@@ -132,7 +139,15 @@ class Connection:
             priority=priority,
             resources=resources,
         )
-        return await self._hold(await self.call(Verb.CREATE_SESSION, spec.request(session_id), SessionRecord))
+        request = spec.request(session_id)
+        for attempt in range(1, _MINT_ATTEMPTS + 1):
+            wanted = request.model_copy(update={"id": session_id or mint_session_id(application)})
+            try:
+                return await self._hold(await self._create(wanted))
+            except SessionExists:
+                if session_id is not None or attempt == _MINT_ATTEMPTS:
+                    raise
+        raise AssertionError("unreachable")
 
     async def open_session(self, session_id: str, spec: SessionSpec | None = None) -> Session:
         """Return an open session; one that doesn't exist is created if ``spec`` says how.
@@ -231,6 +246,14 @@ class Connection:
         """Drop a session that is not listened to any more."""
         self._sessions.discard(session)
 
+    async def _create(self, request: CreateSession) -> SessionRecord:
+        """Create a session whose id is chosen; when the answer is lost, find out whether that was carried out."""
+        try:
+            return await self.call(Verb.CREATE_SESSION, request, SessionRecord)
+        except Unavailable:
+            assert request.id is not None
+            return await self.call(Verb.OPEN_SESSION, OpenSession(id=request.id, create=request), SessionRecord)
+
     async def _hold(self, record: SessionRecord) -> Session:
         session = Session(self, record)
         await session.listen()
@@ -240,6 +263,7 @@ class Connection:
     async def _ask(self, verb: Verb, request: Request) -> dict[str, Any]:
         loop = asyncio.get_running_loop()
         give_up = loop.time() + SCHEDULER_PATIENCE_S
+        repeat_until = 0.0 if verb in _ONCE else loop.time() + OUTAGE_PATIENCE_S
         pause_s = 0.05
         while True:
             try:
@@ -251,11 +275,14 @@ class Connection:
                         f"{verb.value}: the broker at {self.endpoint} answers but no scheduler does;"
                         " start flame-scheduler"
                     ) from None
-            except NotAcknowledged:
-                raise SchedulerUnavailable(
-                    f"{verb.value}: no answer from {self.endpoint} within {defaults.REQUEST_TIMEOUT_S:g} s;"
-                    " it may have been carried out"
-                ) from None
+            except NotAcknowledged as error:
+                if loop.time() >= repeat_until:
+                    raise SchedulerUnavailable(
+                        f"{verb.value}: no scheduler answers at {self.endpoint} ({error}); it may have been carried out"
+                    ) from None
+            except Unavailable:  # the scheduler's own answer: it is the broker that doesn't answer there
+                if loop.time() >= repeat_until:
+                    raise
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, 0.5)
 

@@ -21,6 +21,11 @@ def base62(number: int, width: int) -> str:
     return "".join(reversed(digits))
 
 
+def mint_session_id(application: str) -> str:
+    """Return an id for a session, most likely of no other one."""
+    return f"{application}-{base62(secrets.randbelow(62**6), 6)}"
+
+
 class TaskIds:
     """Mints task ids: unique without coordination, sorted by creation within one client.
 

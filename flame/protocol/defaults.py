@@ -23,6 +23,9 @@ LEASE_EXTENSION_S: Final = 5.0
 LEASE_CERTAIN: Final = 0.8
 """The part of ``ack_wait`` during which a lease is certainly still held."""
 
+POISON_LIMIT: Final = 3
+"""A task that this many executors were lost with is given up."""
+
 NODE_HEARTBEAT_S: Final = 1.0
 NODE_UNKNOWN_S: Final = 5.0
 NODE_GIVEN_UP_S: Final = 15.0

@@ -225,6 +225,8 @@ class Assignment:
     """How long a delivery is good after its last extension."""
     leave_timeout_s: float = 10.0
     """How long ``on_session_leave`` may take."""
+    ledger: str = ""
+    """The file in which the executor notes what it holds (see `flame.ledger`); empty: it keeps its leases itself."""
 
     def fields(self) -> dict[str, Any]:
         """Return the map on the wire."""
@@ -242,6 +244,23 @@ class Assignment:
 
 
 _ASSIGNMENT: Final = tuple(Assignment.__dataclass_fields__)
+
+
+@dataclass(slots=True)
+class Attempts:
+    """How many executors were lost while they ran a task."""
+
+    lost: int = 0
+
+    def encode(self) -> bytes:
+        """Return the bytes in the bucket."""
+        return pack({"v": VERSION, "kind": "attempts", "lost": self.lost})
+
+    @classmethod
+    def decode(cls, data: bytes) -> Attempts:
+        """Read one; raise `MalformedMessage` if it is none."""
+        return cls(_number(_frame(data, "attempts"), "lost", 0))
+
 
 SERVE: Final = "serve"
 LEAVE: Final = "leave"

@@ -195,6 +195,11 @@ def node_executors(node: str) -> str:
     return f"{node}.*"
 
 
+def task_key(task_subject: str) -> str:
+    """The key of a task in buckets and ledgers: ``<application>.<session>.<task>``."""
+    return task_subject.removeprefix("flame.task.")
+
+
 def common_data_key(session: str, version: str) -> str:
     """The key of one version of a session's common data; the session's record names the one in force."""
     return f"{session}.{version}"

@@ -140,8 +140,9 @@ def buckets(replicas: int = 1) -> tuple[BucketSpec, ...]:
         subjects.COMMON_DATA,
         subjects.EXECUTORS,
         subjects.BINDINGS,
-        subjects.ATTEMPTS,
         subjects.NODES,
     )
     kept = tuple(BucketSpec(name=name, replicas=replicas) for name in names)
-    return (BucketSpec(name=subjects.LEASES, ttl_s=defaults.LEADER_LEASE_S, replicas=replicas), *kept)
+    attempts = BucketSpec(name=subjects.ATTEMPTS, ttl_s=defaults.RESULT_AGE_S, replicas=replicas)
+    leases = BucketSpec(name=subjects.LEASES, ttl_s=defaults.LEADER_LEASE_S, replicas=replicas)
+    return (leases, attempts, *kept)

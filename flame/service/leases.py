@@ -32,16 +32,24 @@ class Leases:
         extended_at = self._extended_at.get(handle)
         return extended_at is not None and now - extended_at < self._certain_s
 
-    def due(self, now: float, age_s: float) -> Iterator[str]:
-        """Tell what is held and at least ``age_s`` old; forget what can't be held any more.
+    def lapses_at(self, handle: str) -> float:
+        """Return until when a lease was certain by this process's own extensions; 0 if it isn't held at all."""
+        extended_at = self._extended_at.get(handle)
+        return 0.0 if extended_at is None else extended_at + self._certain_s
 
-        Each counts as extended once the next is asked for: if telling the broker fails, it is as old as before.
+    def due(self, now: float, age_s: float, kept_since: float | None = None) -> Iterator[str]:
+        """Renew what is held and at least ``age_s`` old, and yield it to be extended; forget what has lapsed.
+
+        ``kept_since`` says since when another, the manager, has been extending every lease: one that was certain then
+        has not lapsed, however long this process was blocked.
         """
         for handle, extended_at in list(self._extended_at.items()):
-            if now - extended_at >= self._certain_s:
-                self._extended_at.pop(handle, None)
+            lapses_at = extended_at + self._certain_s
+            if lapses_at <= now and (kept_since is None or lapses_at < kept_since):
+                del self._extended_at[handle]
             elif now - extended_at >= age_s:
                 yield handle
+                # Only now: one whose extension could not be sent is as old as before.
                 if handle in self._extended_at:
                     self._extended_at[handle] = now
 

@@ -12,11 +12,20 @@ from typing import Final
 from flame.broker.errors import ConsumerMissing, Duplicate, StreamMissing
 from flame.broker.seam import Broker, Delivery, Puller
 from flame.cancel import end_tasks
-from flame.errors import BrokerUnavailable, FlameError, InvalidArgument, MalformedMessage
+from flame.errors import BrokerUnavailable, ConfigurationError, FlameError, InvalidArgument, MalformedMessage
+from flame.ledger import Ledger
 from flame.logs import get_logger
 from flame.protocol import defaults, subjects
 from flame.protocol.codes import ErrorCode
-from flame.protocol.messages import Assignment, ExecutorReport, ResultRecord, RunningEvent, TaskFault, TaskMessage
+from flame.protocol.messages import (
+    Assignment,
+    Attempts,
+    ExecutorReport,
+    ResultRecord,
+    RunningEvent,
+    TaskFault,
+    TaskMessage,
+)
 from flame.protocol.states import TaskState
 from flame.service.contexts import TaskContext, output_bytes
 from flame.service.handlers import Handlers, fault_of
@@ -31,6 +40,8 @@ UNSTORED: Final = 1024
 """Records under way to the broker at most."""
 STORE_TIMEOUT_S: Final = 5.0
 TICK_S: Final = defaults.RUNNING_NOTICE_S
+LOOP_TICK_S: Final = 0.05
+"""How often the ledger is shown that the loop turns."""
 IDLE_S: Final = 0.08
 """After this long without a task an executor calls itself idle."""
 
@@ -44,10 +55,11 @@ async def flushed() -> None:
 class _Run:
     """One task that user code works on."""
 
-    __slots__ = ("announced", "started", "task_id")
+    __slots__ = ("announced", "attempt", "started", "task_id")
 
-    def __init__(self, task_id: str, started: float, announced: bool) -> None:
+    def __init__(self, task_id: str, attempt: int, started: float, announced: bool) -> None:
         self.task_id = task_id
+        self.attempt = attempt
         self.started = started
         self.announced = announced
 
@@ -65,7 +77,11 @@ class TaskRunner:
         self._task_prefix = len(subjects.task(assignment.application, assignment.session, ""))
         self._result_prefix = subjects.result(assignment.application, assignment.session, "")
         self._result_stream = subjects.result_stream(assignment.application)
+        self._ledger = _open_ledger(assignment.ledger)
         self._leases = Leases(assignment.ack_wait_s)
+        self._slots: dict[str, int] = {}
+        """The ledger's slot of each delivery that is held, runs, or whose record is on its way."""
+        self._busy = asyncio.Event()
         self._service_time = ServiceTime()
         self._held: deque[Delivery] = deque()
         self._running: dict[str, _Run] = {}
@@ -140,10 +156,14 @@ class TaskRunner:
         finally:
             forget()
             await end_tasks((ticker, *self._background))
+            if self._ledger is not None:
+                self._ledger.close()
 
     async def _take(self) -> None:
         """Wait for tasks and hold them."""
         most = self._service_time.burst(self._assignment.concurrency) - len(self._running)
+        if self._ledger is not None:
+            most = min(most, self._ledger.room)
         assert self._puller is not None
         try:
             taken = await self._puller.burst(max(1, most), WAIT_S)
@@ -156,10 +176,16 @@ class TaskRunner:
             return
         if not taken:
             return
-        now = self._loop.time()
+        now = time.monotonic()
         for delivery in taken:
             self._leases.take(delivery.handle, now)
+        if self._ledger is not None:
+            self._ledger.tick(now)
+            for delivery in taken:
+                key = subjects.task_key(delivery.subject)
+                self._slots[delivery.handle] = self._ledger.take(delivery.handle, key, now)
         self._held.extend(taken)
+        self._busy.set()
         had_backlog = self._pending > 0
         self._pending = taken[-1].pending
         if self._called_idle or (self._pending > 0) != had_backlog:
@@ -180,7 +206,7 @@ class TaskRunner:
                 break
             delivery = self._held.popleft()
             run = self._spawn(self._run(delivery))
-            self._running.setdefault(delivery.handle, _Run("", self._loop.time(), True))
+            self._running.setdefault(delivery.handle, _Run("", 1, 0.0, announced=True))
             run.add_done_callback(lambda _: self._wake())
         if self._held or len(self._running) >= self._assignment.concurrency:
             await self._next_end()
@@ -200,8 +226,8 @@ class TaskRunner:
     async def _run(self, delivery: Delivery) -> None:
         """Run one delivery and begin to store its record."""
         handle = delivery.handle
-        if not self._leases.holds(handle, self._loop.time()):
-            self._running.pop(handle, None)
+        if not self._holds(handle):
+            self._let_go(handle)
             return  # held too long: the broker gives it to another
         try:
             message = TaskMessage.decode(delivery.data)
@@ -209,17 +235,22 @@ class TaskRunner:
             fault = TaskFault(ErrorCode.INVALID_ARGUMENT, f"the task can't be read: {error}")
             await self._store(delivery, ResultRecord(TaskState.FAILED, error=fault, finished=time.time()))
             return
-        repeated = delivery.delivered > 1 or delivery.sequence <= self._fence or message.again
-        if repeated and await self._finished_before(delivery):
-            return
-        task_id = delivery.subject[self._task_prefix :]
+        attempt = 1
+        if delivery.delivered > 1 or delivery.sequence <= self._fence or message.again:
+            attempt = await self._attempt(delivery)
+            if not attempt:
+                return
         started = time.time()
-        self._running[handle] = _Run(task_id, started, message.listen)
+        if self._ledger is not None and not self._start_in_ledger(handle):
+            self._let_go(handle)
+            return  # taken away while the loop was blocked: another runs it
+        task_id = delivery.subject[self._task_prefix :]
+        self._running[handle] = _Run(task_id, attempt, started, message.listen)
         if message.listen:
-            await self._announce(task_id, started)
+            await self._announce(task_id, attempt, started)
             await flushed()  # what was sent leaves before user code that may block
-        record = await self._invoke(TaskContext(self._assignment.session, task_id, message.input), started)
-        await self._store(delivery, record)
+        context = TaskContext(self._assignment.session, task_id, message.input, attempt)
+        await self._store(delivery, await self._invoke(context, started))
 
     async def _invoke(self, context: TaskContext, started: float) -> ResultRecord:
         """Run user code and make the record of what came of it."""
@@ -235,32 +266,74 @@ class TaskRunner:
         else:
             record = ResultRecord(TaskState.SUCCEED, output)
         record.executor = self._executor
+        record.attempt = context.attempt
         record.started = started
         record.finished = time.time()
         self._service_time.note(record.finished - started)
         return record
 
-    async def _finished_before(self, delivery: Delivery) -> bool:
-        """Look whether a delivery that may be a repetition has its record; if so, only acknowledge it."""
+    async def _attempt(self, delivery: Delivery) -> int:
+        """Look at a delivery that may be a repetition and return which attempt at its task this is.
+
+        0 if it must not run: it has its record and is only acknowledged, it was the end of too many executors and gets
+        one, or its lease ran out meanwhile.
+        """
         subject = self._result_prefix + delivery.subject[self._task_prefix :]
-        while self._leases.holds(delivery.handle, self._loop.time()):
+        attempts = self._broker.bucket(subjects.ATTEMPTS)
+        while self._holds(delivery.handle):
             try:
-                found = await self._broker.last(self._result_stream, subject)
+                found, entry = await asyncio.gather(
+                    self._broker.last(self._result_stream, subject), attempts.get(subjects.task_key(delivery.subject))
+                )
             except BrokerUnavailable:
                 await asyncio.sleep(defaults.BACKOFF_FIRST_S)
                 continue
-            if found is None:
-                return False
-            await self._broker.acknowledge(delivery.handle)
-            break
-        self._leases.end(delivery.handle)
-        self._running.pop(delivery.handle, None)
-        return True
+            lost = 0 if entry is None or entry.value is None else Attempts.decode(entry.value).lost
+            if found is not None:
+                await self._broker.acknowledge(delivery.handle)
+                break
+            if lost >= defaults.POISON_LIMIT:
+                fault = TaskFault(ErrorCode.TASK_FAILED, f"given up: {lost} executors were lost while they ran it")
+                await self._store(
+                    delivery, ResultRecord(TaskState.FAILED, error=fault, attempt=lost, finished=time.time())
+                )
+                return 0
+            return lost + 1
+        self._let_go(delivery.handle)
+        return 0
 
-    async def _announce(self, task_id: str, started: float) -> None:
+    # ---- what is held
+
+    def _holds(self, handle: str) -> bool:
+        """Whether a delivery is certainly still this executor's, by its own extensions or its manager's."""
+        now = time.monotonic()
+        if self._leases.holds(handle, now):
+            return True
+        ledger = self._ledger
+        if ledger is None or self._slots.get(handle, -1) < 0 or not ledger.kept_by_manager(now):
+            return False
+        return self._leases.lapses_at(handle) >= ledger.kept_since()
+
+    def _start_in_ledger(self, handle: str) -> bool:
+        slot = self._slots.get(handle, -1)
+        assert self._ledger is not None
+        if slot < 0 or self._ledger.start(slot, time.monotonic()):
+            return True
+        del self._slots[handle]  # the ledger has cleared it
+        return False
+
+    def _let_go(self, handle: str) -> None:
+        """Forget a delivery that is finished, or another's."""
+        self._leases.end(handle)
+        self._running.pop(handle, None)
+        slot = self._slots.pop(handle, -1)
+        if slot >= 0 and self._ledger is not None:
+            self._ledger.clear(slot)
+
+    async def _announce(self, task_id: str, attempt: int, started: float) -> None:
         subject = subjects.event(self._assignment.application, self._assignment.session, task_id, "running")
         with contextlib.suppress(BrokerUnavailable):  # live only: who misses it learns of the end
-            await self._broker.publish(subject, RunningEvent(self._executor, 1, started).encode())
+            await self._broker.publish(subject, RunningEvent(self._executor, attempt, started).encode())
 
     # ---- its record
 
@@ -303,7 +376,7 @@ class TaskRunner:
         elif not isinstance(error, Duplicate):
             self._spawn(self._store_again(delivery, record, data, error))
             return
-        self._leases.end(delivery.handle)
+        self._let_go(delivery.handle)
         self._last_handle = delivery.handle
         self._unstored -= 1
         if self._quiet():
@@ -339,7 +412,10 @@ class TaskRunner:
             await self._hand_back(delivery)
 
     async def _hand_back(self, delivery: Delivery) -> None:
-        self._leases.end(delivery.handle)
+        stolen = self._ledger is not None and self._ledger.stolen(self._slots.get(delivery.handle, -1))
+        self._let_go(delivery.handle)
+        if stolen:
+            return  # its manager has done so already
         with contextlib.suppress(BrokerUnavailable):  # disconnected: its lease runs out
             await self._broker.hand_back(delivery.handle)
 
@@ -347,8 +423,10 @@ class TaskRunner:
         """Hand back what is held and wait for what runs and for every record."""
         while self._held:
             delivery = self._held.popleft()
-            if self._leases.holds(delivery.handle, self._loop.time()):
+            if self._holds(delivery.handle):
                 await self._hand_back(delivery)
+            else:
+                self._let_go(delivery.handle)
         while self._running or self._unstored or self._background:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(TICK_S):
@@ -363,38 +441,64 @@ class TaskRunner:
     # ---- time
 
     async def _tick(self) -> None:
-        """Extend leases, and announce tasks that have been running for a while."""
-        extended = self._loop.time()
+        """While there is work: show that the loop turns, keep leases, announce tasks that run for long."""
+        looked = 0.0
         while True:
-            await asyncio.sleep(TICK_S if self._running else 10 * TICK_S)
-            now = self._loop.time()
-            if now - extended >= defaults.LEASE_EXTENSION_S / 2 and len(self._leases):
-                extended = now
-                try:
-                    for handle in self._leases.due(now, defaults.LEASE_EXTENSION_S / 2):
-                        await self._broker.extend(handle)
-                except BrokerUnavailable as error:
-                    log.debug("could not extend leases", error=str(error))
+            await self._busy.wait()
+            await asyncio.sleep(LOOP_TICK_S)
+            now = time.monotonic()
+            if self._ledger is not None:
+                self._ledger.tick(now)
+            if now - looked < TICK_S:
+                continue
+            looked = now
+            await self._keep_leases(now)
             wall = time.time()
             for run in list(self._running.values()):
                 if not run.announced and run.task_id and wall - run.started >= defaults.RUNNING_NOTICE_S:
                     run.announced = True
-                    await self._announce(run.task_id, run.started)
+                    await self._announce(run.task_id, run.attempt, run.started)
+            if self._quiet():
+                self._busy.clear()
+
+    async def _keep_leases(self, now: float) -> None:
+        """Extend leases, unless the manager does so."""
+        ledger = self._ledger
+        kept_since = ledger.kept_since() if ledger is not None and ledger.kept_by_manager(now) else None
+        try:
+            for handle in self._leases.due(now, defaults.LEASE_EXTENSION_S, kept_since):
+                if kept_since is None or self._slots.get(handle, -1) < 0:
+                    await self._broker.extend(handle)
+        except BrokerUnavailable as error:
+            log.debug("could not extend leases", error=str(error))
 
     def _reconnected(self) -> None:
         """What this connection had said of leases may be lost, and the consumer may be another one."""
         self._spawn(self._raise_fence())
 
     async def _raise_fence(self) -> None:
+        stream, consumer = self._assignment.stream, self._assignment.consumer
         try:
-            state = await self._broker.stream_state(self._assignment.stream)
+            self._fence = max(self._fence, (await self._broker.stream_state(stream)).last_sequence)
+            await self._broker.consumer_state(stream, consumer)
+        except ConsumerMissing:
+            # The server has restarted: what it had delivered is delivered anew, so what was not started is not ours.
+            self._leases.forget_all()
         except FlameError as error:
-            log.debug("could not read the stream after a reconnect", error=str(error))
-        else:
-            self._fence = max(self._fence, state.last_sequence)
+            log.debug("could not look at the stream after a reconnect", error=str(error))
 
     def _spawn(self, coroutine: object) -> asyncio.Task[None]:
         task: asyncio.Task[None] = self._loop.create_task(coroutine)  # type: ignore[arg-type]
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         return task
+
+
+def _open_ledger(path: str) -> Ledger | None:
+    if not path:
+        return None
+    try:
+        return Ledger(path)
+    except ConfigurationError as error:
+        log.warning("without its ledger the executor keeps its leases itself", error=str(error))
+        return None

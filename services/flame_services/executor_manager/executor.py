@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import time
+from dataclasses import replace
 from typing import Final
 
 from flame.errors import FlameError, IllegalTransition
@@ -175,6 +176,7 @@ class Executor:
         except FlameError as error:
             self._log.warning("its consumer can't be made again yet", reason=str(error))
             return Orders(SERVE)
+        self._place.leases.consumer_replaced(self.binding.consumer)
         self._assignment = repaired
         self._lost_consumer = False
         return Orders(LEAVE) if self.life.leaving else Orders(SERVE, repaired)
@@ -189,6 +191,7 @@ class Executor:
                 return
             process = self._start_process(briefing)
             status = await process.ended
+            await self._place.leases.hand_over(self.binding.executor)
             await process.vanished(_VANISH_S)
             tail = last_lines(self._captured.last_output()) if self._captured else ""
             self.life.end(status, tail, time.time())
@@ -226,7 +229,8 @@ class Executor:
 
     def _start_process(self, briefing: Briefing) -> ExecutorProcess:
         self._captured, self._process = self._place.start_process(self.binding, briefing.spec)
-        self._assignment = briefing.assignment
+        ledger = self._place.leases.open(self.binding, briefing.assignment.ack_wait_s)
+        self._assignment = replace(briefing.assignment, ledger=ledger)
         self.life.start(time.time())
         self._follow_life()
         self._log.info("started", pid=self._process.pid)
@@ -240,6 +244,7 @@ class Executor:
             life.release("a fault of the executor manager; its log has the details", clean=False, now=time.time())
         if self._service is not None:
             self._service.stop()
+        self._place.leases.drop(self.binding.executor)
         if self._captured is not None:
             self._place.clean_up(self.binding, self._captured)
         self._follow_life()

@@ -10,6 +10,7 @@ from flame.broker.seam import Broker
 from flame.logs import get_logger
 from flame.protocol.records import ApplicationSpec, BindingRecord
 from flame_services.executor_manager.consumers import Consumers
+from flame_services.executor_manager.keeper import LeaseKeeper
 from flame_services.executor_manager.launch import (
     Launch,
     LaunchRefused,
@@ -36,6 +37,7 @@ class Place:
     folder: WorkFolder
     output: OutputFollower
     consumers: Consumers
+    leases: LeaseKeeper
 
     def start_process(self, binding: BindingRecord, spec: ApplicationSpec) -> tuple[Captured, ExecutorProcess]:
         """Start the process of an executor, with its output captured; `clean_up` after its end.

@@ -16,6 +16,7 @@ from flame.logs import get_logger
 from flame.protocol import subjects
 from flame_services.executor_manager.consumers import Consumers
 from flame_services.executor_manager.executors import Executors
+from flame_services.executor_manager.keeper import LeaseKeeper, ledger_folder
 from flame_services.executor_manager.leftovers import clear_leftovers
 from flame_services.executor_manager.node import NodeHeartbeat
 from flame_services.executor_manager.output import OutputFollower
@@ -68,13 +69,17 @@ class ExecutorManager:
         ended = await self._clear_leftovers(broker)
 
         self._output = OutputFollower(broker)
-        self._executors = Executors(Place(node, settings, broker, self._folder, self._output, Consumers(broker)), ended)
+        leases = LeaseKeeper(broker, ledger_folder(node, self._folder.path))
+        place = Place(node, settings, broker, self._folder, self._output, Consumers(broker), leases)
+        await leases.settle_leftovers()
+        self._executors = Executors(place, ended)
         self._subscriptions.append(await broker.answer(subjects.executor_reports(node), self._executors.on_report))
         self._subscriptions.append(
             await broker.bucket(subjects.BINDINGS).watch(subjects.node_executors(node), self._executors.on_binding)
         )
         self._executors.on_first_reading()
         broker.on_reconnect(self._executors.on_reconnect)
+        self._run("leases", leases.run())
         self._run("reminders", self._executors.remind())
         self._run("backlogs", self._executors.follow_backlogs())
         self._run("output", self._output.run())

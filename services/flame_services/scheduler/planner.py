@@ -18,6 +18,7 @@ from flame.protocol import defaults
 from flame.protocol.records import SessionRecord
 from flame_services.scheduler.carry import Carrier
 from flame_services.scheduler.demand import Demand
+from flame_services.scheduler.nodes import NodeJudge
 from flame_services.scheduler.plan import Step, plan
 from flame_services.scheduler.settle import settle_tasks
 from flame_services.scheduler.store import Store
@@ -45,6 +46,7 @@ class Planner:
         self._demand = Demand(broker, view, store, self.wake)
         self._demand.settle_orphans = self._settle_orphans
         self._carrier = Carrier(broker, view, store, self._demand.review)
+        self._nodes = NodeJudge(broker, view, store, self.wake)
         store.on_session = self._on_session
         store.on_change = self.wake
 
@@ -54,7 +56,7 @@ class Planner:
 
     async def start(self) -> None:
         """Begin to plan; the view must hold everything by now."""
-        self._view.forgive_nodes(self._loop.time())
+        self._nodes.forgive()
         self._forget = self._broker.on_reconnect(self._reconnected)
         await self._demand.start()
         self._task = asyncio.create_task(self._go_on(), name="planner")
@@ -66,6 +68,7 @@ class Planner:
         if task is not None:
             self._forget()
             await end_task(task)
+        await self._nodes.stop()
         await self._demand.stop()
         if self._steps:
             _, late = await asyncio.wait(self._steps, timeout=defaults.REQUEST_TIMEOUT_S)
@@ -83,8 +86,7 @@ class Planner:
         while True:
             self._changed.clear()
             now = self._loop.time()
-            if self._broker.connected:
-                self._view.age_nodes(now)
+            self._nodes.judge(now)
             decided = plan(self._view, now)
             for step in decided.steps:
                 self._begin(step)
@@ -142,5 +144,5 @@ class Planner:
             self._settling.discard(session_id)
 
     def _reconnected(self) -> None:
-        self._view.forgive_nodes(self._loop.time())
+        self._nodes.forgive()
         self.wake()

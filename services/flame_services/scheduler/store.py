@@ -60,6 +60,11 @@ class Table(Generic[R]):
         record = decode_record(self._kind, entry.value)
         return None if record is None else (record, entry.revision)
 
+    async def refresh(self, key: str) -> None:
+        """Read a key from the broker itself and hand on what changed: the watch may be behind."""
+        entry = await self._bucket.get(key)
+        self._on_entry(Entry(key, None, 0) if entry is None else entry)
+
     async def create(self, key: str, record: R) -> int:
         """Write a key that has no record; raise `RevisionConflict` if it has one."""
         revision = await self._bucket.create(key, record.encode())

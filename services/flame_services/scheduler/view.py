@@ -188,18 +188,29 @@ class View:
         node.seen_at = now
         node.state = NODE.next(node.state, NodeEvent.BEAT)
 
-    def age_nodes(self, now: float) -> bool:
-        """Judge nodes by when they were last heard of; tell whether any judgement changed."""
+    def age_nodes(self, now: float, *, give_up: bool = True) -> bool:
+        """Judge nodes by when they were last heard of; tell whether any judgement changed.
+
+        Without ``give_up`` none is given up, however long it has been silent.
+        """
         changed = False
         for node in self.nodes.values():
             silent_s = now - node.seen_at
             if node.state is NodeState.READY and silent_s > defaults.NODE_UNKNOWN_S:
                 node.state = NODE.next(node.state, NodeEvent.MISSED)
                 changed = True
-            if node.state is NodeState.UNKNOWN and silent_s > defaults.NODE_GIVEN_UP_S:
+            if give_up and node.state is NodeState.UNKNOWN and silent_s > defaults.NODE_GIVEN_UP_S:
                 node.state = NODE.next(node.state, NodeEvent.GIVEN_UP)
                 changed = True
         return changed
+
+    def silent_nodes(self, now: float, longer_s: float) -> list[str]:
+        """Return the nodes that were not heard of for longer than this, and are not given up yet."""
+        return [
+            name
+            for name, node in self.nodes.items()
+            if node.state is not NodeState.NOT_READY and now - node.seen_at > longer_s
+        ]
 
     def forgive_nodes(self, now: float) -> None:
         """Give every node a full grace period: it was this scheduler that was away."""

@@ -1,0 +1,81 @@
+"""Judging nodes by their silence, and making sure first that it is theirs.
+
+While the bucket of the nodes has no leader no heartbeat can be written, and when the server that keeps this scheduler's
+watch dies none is heard. So before a node is given up, with all that runs there, its record is read from the leader,
+twice: an alive manager has written again in between. Where that can't be done at once it is the broker that was away,
+and every node gets a full grace period.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from flame.broker.seam import Broker
+from flame.cancel import end_task
+from flame.errors import FlameError
+from flame.logs import get_logger
+from flame.protocol import defaults
+from flame_services.scheduler.store import Store
+from flame_services.scheduler.view import View
+
+log = get_logger("flame.scheduler")
+
+BETWEEN_S: Final = 3 * defaults.NODE_HEARTBEAT_S
+"""Between the two readings."""
+DOUBT_S: Final = defaults.NODE_GIVEN_UP_S - BETWEEN_S
+"""After this long without a heartbeat its node's record is read."""
+ANSWER_S: Final = 1.0
+"""A leader that takes longer than this to answer may have been away."""
+
+
+class NodeJudge:
+    """Judges the nodes of a view."""
+
+    def __init__(self, broker: Broker, view: View, store: Store, on_change: Callable[[], None]) -> None:
+        """Call ``on_change`` when nodes were given up."""
+        self._broker = broker
+        self._view = view
+        self._store = store
+        self._on_change = on_change
+        self._loop = asyncio.get_running_loop()
+        self._confirming: asyncio.Task[None] | None = None
+
+    def judge(self, now: float) -> None:
+        """Take note of who is silent; who is so for too long is given up a little later."""
+        if not self._broker.connected:
+            return
+        self._view.age_nodes(now, give_up=False)
+        if self._confirming is None and self._view.silent_nodes(now, DOUBT_S):
+            self._confirming = self._loop.create_task(self._confirm(), name="silent nodes")
+
+    def forgive(self) -> None:
+        """Give every node a full grace period: it was this scheduler that was away."""
+        self._view.forgive_nodes(self._loop.time())
+
+    async def stop(self) -> None:
+        """Judge no more."""
+        await end_task(self._confirming)
+
+    async def _confirm(self) -> None:
+        try:
+            if not await self._read_silent():
+                return
+            await asyncio.sleep(BETWEEN_S)
+            if await self._read_silent() and self._view.age_nodes(self._loop.time()):
+                self._on_change()
+        finally:
+            self._confirming = None
+
+    async def _read_silent(self) -> bool:
+        """Read the records of silent nodes into the view; tell whether the broker was there."""
+        silent = self._view.silent_nodes(self._loop.time(), DOUBT_S)
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                await asyncio.gather(*(self._store.nodes.refresh(name) for name in silent))
+        except (FlameError, TimeoutError) as error:
+            log.warning("nodes are silent, but so is the broker: they get more time", nodes=silent, error=str(error))
+            self.forgive()
+            return False
+        return True
