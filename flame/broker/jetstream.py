@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from nats import errors as nats_errors
 
 from flame.broker.bucket import JetStreamBucket, bucket_stream, read_message
-from flame.broker.errors import BrokerError, ConsumerMissing, StreamMissing
+from flame.broker.errors import BrokerError, ConsumerMissing, NotAcknowledged, StreamMissing
 from flame.broker.publisher import Publisher
 from flame.broker.puller import JetStreamPuller
 from flame.broker.seam import (
@@ -94,11 +94,11 @@ async def connect(
         async with asyncio.timeout(timeout_s):
             await broker.open(servers, name, options)
     except TimeoutError:
-        silent = (
-            "no NATS server answered" if not broker.connected else "JetStream did not answer (is there a majority?)"
-        )
+        what = "no NATS server answered"
+        if broker.connected:
+            what = "JetStream did not answer (too few servers of the cluster are up?)"
         await broker.close()
-        raise BrokerUnavailable(f"{silent} at {broker.endpoint} within {timeout_s:g} s") from None
+        raise BrokerUnavailable(f"{what} at {broker.endpoint} within {timeout_s:g} s") from None
     except BaseException:
         await broker.close()
         raise
@@ -121,6 +121,8 @@ class JetStreamBroker:
         self._last_error: Exception | None = None
         self._closing = False
         self._answering: set[asyncio.Task[None]] = set()
+        self._asking: set[asyncio.Future[None]] = set()
+        """One for each request under way, done when its answer can't come any more."""
 
     # ---- the connection
 
@@ -213,6 +215,9 @@ class JetStreamBroker:
 
     async def _reconnected(self) -> None:
         log.debug("reconnected", endpoint=self._endpoint)
+        for lost in self._asking:
+            if not lost.done():
+                lost.set_result(None)
         for listener in tuple(self._on_reconnect):
             listener()
 
@@ -254,9 +259,22 @@ class JetStreamBroker:
 
     async def request(self, subject: str, data: bytes, timeout_s: float) -> bytes:
         """See `flame.broker.seam.Broker.request`."""
-        message = await request(self._nc, subject, data, timeout_s, f"request to {subject}")
-        answer: bytes = message.data
-        return answer
+        what = f"request to {subject}"
+        loop = asyncio.get_running_loop()
+        lost: asyncio.Future[None] = loop.create_future()
+        asked = loop.create_task(request(self._nc, subject, data, timeout_s, what))
+        self._asking.add(lost)
+        try:
+            await asyncio.wait((asked, lost), return_when=asyncio.FIRST_COMPLETED)
+            if not asked.done():
+                raise NotAcknowledged(f"{what}: the connection was lost meanwhile; it may have been carried out")
+            answer: bytes = asked.result().data
+            return answer
+        finally:
+            self._asking.discard(lost)
+            lost.cancel()
+            if not asked.cancel() and not asked.cancelled():
+                asked.exception()  # told already, or nobody is there to be told
 
     async def answer(self, subject: str, handler: SubjectHandler) -> Subscription:
         """See `flame.broker.seam.Broker.answer`."""
@@ -329,7 +347,7 @@ class JetStreamBroker:
     async def delete_stream(self, name: str) -> None:
         """See `flame.broker.seam.Broker.delete_stream`."""
         with contextlib.suppress(StreamMissing):
-            await call(self._nc, f"STREAM.DELETE.{name}", None, f"delete stream {name}")
+            await insist(self._nc, f"STREAM.DELETE.{name}", None, f"delete stream {name}")
 
     async def stream_state(self, name: str) -> StreamState:
         """See `flame.broker.seam.Broker.stream_state`."""

@@ -368,7 +368,7 @@ class Session:
             found = await self._reconcile_once()
         except Unavailable as error:
             log.debug("could not look up what is outstanding", session=self.id, error=str(error))
-            found = False
+            found = True  # nothing is known: ask again as soon as at first
         except NotFound as error:
             self._lose_all(error)
             found = True

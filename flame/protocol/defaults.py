@@ -20,6 +20,7 @@ WAITING_BYTES: Final = 8 * 1024**3
 
 ACK_WAIT_S: Final = 15.0
 LEASE_EXTENSION_S: Final = 5.0
+"""How often a lease is extended, with that ``ack_wait``; see `extension_s`."""
 LEASE_CERTAIN: Final = 0.8
 """The part of ``ack_wait`` during which a lease is certainly still held."""
 
@@ -58,3 +59,8 @@ RECONCILE_MAX_S: Final = 60.0
 
 RUNNING_NOTICE_S: Final = 0.1
 """A task that nobody listens for says that it runs only if it still does after this long."""
+
+
+def extension_s(ack_wait_s: float) -> float:
+    """Return how often a lease of ``ack_wait_s`` is extended: as many times in its life as the default one."""
+    return ack_wait_s * LEASE_EXTENSION_S / ACK_WAIT_S

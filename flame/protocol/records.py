@@ -195,6 +195,8 @@ class BindingRecord(Record):
     consumer: str
     fence: int = 0
     """See `flame.protocol.messages.Assignment`."""
+    ack_wait_s: float = defaults.ACK_WAIT_S
+    """For how long its consumer's deliveries are good after their last extension."""
     leave: bool = False
     """The executor is to leave its session and end."""
     created: float

@@ -119,12 +119,15 @@ def application_streams(application: str, replicas: int = 1) -> tuple[StreamSpec
     )
 
 
-def session_consumer(application: str, session: str, epoch: int, max_executors: int) -> ConsumerSpec:
+def session_consumer(
+    application: str, session: str, epoch: int, max_executors: int, ack_wait_s: float = defaults.ACK_WAIT_S
+) -> ConsumerSpec:
     """Return the consumer that a bound session's executors share; the scheduler creates and deletes it."""
     return ConsumerSpec(
         stream=subjects.task_stream(application),
         name=subjects.consumer(session, epoch),
         filter_subject=subjects.session_tasks(application, session),
+        ack_wait_s=ack_wait_s,
         max_waiting=max(16, 2 * max_executors),
     )
 

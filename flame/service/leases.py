@@ -38,7 +38,9 @@ class Leases:
         return 0.0 if extended_at is None else extended_at + self._certain_s
 
     def due(self, now: float, age_s: float, kept_since: float | None = None) -> Iterator[str]:
-        """Renew what is held and at least ``age_s`` old, and yield it to be extended; forget what has lapsed.
+        """Yield what is held and at least ``age_s`` old, to be extended; forget what has lapsed.
+
+        Each counts as extended once the next is asked for: if telling the broker fails, it is as old as before.
 
         ``kept_since`` says since when another, the manager, has been extending every lease: one that was certain then
         has not lapsed, however long this process was blocked.
@@ -46,7 +48,7 @@ class Leases:
         for handle, extended_at in list(self._extended_at.items()):
             lapses_at = extended_at + self._certain_s
             if lapses_at <= now and (kept_since is None or lapses_at < kept_since):
-                del self._extended_at[handle]
+                self._extended_at.pop(handle, None)
             elif now - extended_at >= age_s:
                 yield handle
                 # Only now: one whose extension could not be sent is as old as before.

@@ -79,6 +79,7 @@ class TaskRunner:
         self._result_stream = subjects.result_stream(assignment.application)
         self._ledger = _open_ledger(assignment.ledger)
         self._leases = Leases(assignment.ack_wait_s)
+        self._extension_s = defaults.extension_s(assignment.ack_wait_s)
         self._slots: dict[str, int] = {}
         """The ledger's slot of each delivery that is held, runs, or whose record is on its way."""
         self._busy = asyncio.Event()
@@ -466,7 +467,7 @@ class TaskRunner:
         ledger = self._ledger
         kept_since = ledger.kept_since() if ledger is not None and ledger.kept_by_manager(now) else None
         try:
-            for handle in self._leases.due(now, defaults.LEASE_EXTENSION_S, kept_since):
+            for handle in self._leases.due(now, self._extension_s, kept_since):
                 if kept_since is None or self._slots.get(handle, -1) < 0:
                     await self._broker.extend(handle)
         except BrokerUnavailable as error:

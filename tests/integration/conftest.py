@@ -14,9 +14,10 @@ from tests.support.cluster import Cluster, processes_of
 def cluster(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """A cluster of one node for a module's tests; afterwards nothing of it is alive."""
     options: tuple[str, ...] = getattr(request.module, "MANAGER_OPTIONS", ())
+    scheduler_options: tuple[str, ...] = getattr(request.module, "SCHEDULER_OPTIONS", ())
     nodes: int = getattr(request.module, "NODES", 1)
     folder: Path = tmp_path_factory.mktemp("cluster")
-    made = Cluster(folder, nodes=nodes, manager_options=options)
+    made = Cluster(folder, nodes=nodes, manager_options=options, scheduler_options=scheduler_options)
     try:
         asyncio.run(made.start())
     except BaseException:

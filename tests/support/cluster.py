@@ -42,10 +42,18 @@ async def eventually(condition: Callable[[], Any], what: str, timeout_s: float =
 class Cluster:
     """Broker, scheduler and executor managers, each a process of its own."""
 
-    def __init__(self, folder: Path, *, nodes: int = 1, manager_options: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        nodes: int = 1,
+        manager_options: tuple[str, ...] = (),
+        scheduler_options: tuple[str, ...] = (),
+    ) -> None:
         self.folder = folder
         self.broker = EmbeddedBroker(EmbeddedBrokerConfig(data_dir=folder / "broker"))
         self.manager_options = manager_options
+        self.scheduler_options = scheduler_options
         self.node_names = [f"node{number}" for number in range(1, nodes + 1)]
         self.scheduler: subprocess.Popen[bytes] | None = None
         self.managers: dict[str, subprocess.Popen[bytes]] = {}
@@ -64,7 +72,7 @@ class Cluster:
         return self
 
     def start_scheduler(self) -> None:
-        self.scheduler = self._start("flame_services.scheduler", "scheduler")
+        self.scheduler = self._start("flame_services.scheduler", "scheduler", *self.scheduler_options)
 
     def start_manager(self, name: str) -> None:
         options = ("--node", name, "--work-dir", str(self.folder / name), *self.manager_options)

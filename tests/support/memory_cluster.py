@@ -148,7 +148,7 @@ class MemoryManager:
     async def _write_until_same(self, executor: str) -> None:
         bucket = self.broker.bucket(subjects.EXECUTORS)
         key = subjects.executor_key(self.node, executor)
-        written: ExecutorRecord | None | str = "nothing yet"
+        written: ExecutorRecord | str | None = "nothing yet"
         while written != (record := self._records.get(executor)):
             if record is None:
                 await insist(lambda: bucket.delete(key))

@@ -62,7 +62,7 @@ async def read_briefing(broker: Broker, binding: BindingRecord) -> Briefing:
             common_data=common_data,
             concurrency=spec.concurrency,
             max_executors=min(session.options.max_instances or spec.max_instances, spec.max_instances),
-            ack_wait_s=defaults.ACK_WAIT_S,
+            ack_wait_s=binding.ack_wait_s,
             leave_timeout_s=defaults.LEAVE_TIMEOUT_S,
         ),
     )

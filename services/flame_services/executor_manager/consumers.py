@@ -76,7 +76,9 @@ class Consumers:
 
     async def _make_again(self, binding: BindingRecord, assignment: Assignment) -> int:
         await current_session(self._broker, binding)
-        usual = topology.session_consumer(binding.application, binding.session, binding.epoch, assignment.max_executors)
+        usual = topology.session_consumer(
+            binding.application, binding.session, binding.epoch, assignment.max_executors, binding.ack_wait_s
+        )
         spec = replace(usual, name=binding.consumer)
         try:
             await self._broker.create_consumer(spec)

@@ -43,6 +43,7 @@ class _Kept:
     binding: BindingRecord
     reader: LedgerReader
     certain_s: float
+    extension_s: float
     extended: dict[tuple[int, int], float] = field(default_factory=dict)
     """When each slot's lease was last extended from here."""
     void_before: float = 0.0
@@ -74,7 +75,8 @@ class LeaseKeeper:
         except (OSError, FlameError) as error:
             log.warning("no ledger could be made; the executor keeps its own leases", path=str(path), reason=str(error))
             return ""
-        self._kept[binding.executor] = _Kept(binding, reader, ack_wait_s * defaults.LEASE_CERTAIN)
+        certain_s, extension_s = ack_wait_s * defaults.LEASE_CERTAIN, defaults.extension_s(ack_wait_s)
+        self._kept[binding.executor] = _Kept(binding, reader, certain_s, extension_s)
         return str(path)
 
     def consumer_replaced(self, consumer: str) -> None:
@@ -101,7 +103,7 @@ class LeaseKeeper:
             kept.extended.clear()
             return
         for slot in slots:
-            if defaults.LEASE_EXTENSION_S <= kept.age(slot, now) < kept.certain_s:
+            if kept.extension_s <= kept.age(slot, now) < kept.certain_s:
                 kept.extended[slot.number, slot.generation] = now
                 await self._broker.extend(slot.handle)
         if len(kept.extended) > 2 * len(slots):

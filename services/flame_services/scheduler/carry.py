@@ -41,12 +41,15 @@ def backoff_s(failures: int, random_unit: float) -> float:
 class Carrier:
     """Turns steps into writes."""
 
-    def __init__(self, broker: Broker, view: View, store: Store, review: Callable[[str], None]) -> None:
+    def __init__(
+        self, broker: Broker, view: View, store: Store, review: Callable[[str], None], ack_wait_s: float
+    ) -> None:
         """Write through ``store``; call ``review`` for every session that a step was about."""
         self._broker = broker
         self._view = view
         self._store = store
         self._review = review
+        self._ack_wait_s = ack_wait_s
         self._loop = asyncio.get_running_loop()
 
     async def carry_out(self, step: Step) -> None:
@@ -91,6 +94,7 @@ class Carrier:
             epoch=record.epoch,
             consumer=subjects.consumer(record.id, record.epoch),
             fence=fence,
+            ack_wait_s=self._ack_wait_s,
             created=time.time(),
         )
         await self._store.bindings.create(subjects.executor_key(node, executor), binding)
@@ -110,7 +114,7 @@ class Carrier:
         if old.epoch:
             await self._broker.delete_consumer(stream, subjects.consumer(old.id, old.epoch))
             fence = (await self._broker.stream_state(stream)).last_sequence
-        spec = topology.session_consumer(old.application, old.id, new.epoch, self._view.most(session))
+        spec = topology.session_consumer(old.application, old.id, new.epoch, self._view.most(session), self._ack_wait_s)
         try:
             await self._broker.create_consumer(spec)
         except ConsumerConflict:

@@ -33,7 +33,7 @@ AT_ONCE: Final = 64
 class Planner:
     """Plans and carries out until it is stopped."""
 
-    def __init__(self, broker: Broker, view: View, store: Store) -> None:
+    def __init__(self, broker: Broker, view: View, store: Store, ack_wait_s: float = defaults.ACK_WAIT_S) -> None:
         """Decide over ``view``, which ``store`` keeps."""
         self._broker = broker
         self._view = view
@@ -45,7 +45,7 @@ class Planner:
         self._task: asyncio.Task[None] | None = None
         self._demand = Demand(broker, view, store, self.wake)
         self._demand.settle_orphans = self._settle_orphans
-        self._carrier = Carrier(broker, view, store, self._demand.review)
+        self._carrier = Carrier(broker, view, store, self._demand.review, ack_wait_s)
         self._nodes = NodeJudge(broker, view, store, self.wake)
         store.on_session = self._on_session
         store.on_change = self.wake

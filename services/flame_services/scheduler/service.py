@@ -10,6 +10,7 @@ from pydantic import Field
 
 from flame.broker.jetstream import connect
 from flame.broker.seam import Broker
+from flame.protocol import defaults
 from flame.protocol.subjects import to_token
 from flame_services.program import Settings
 from flame_services.scheduler.cluster import found_cluster
@@ -23,6 +24,12 @@ class SchedulerSettings(Settings):
     """What a scheduler can be told."""
 
     name: str = Field(default="", description="its name among schedulers; empty: made from the host's name")
+    ack_wait_s: float = Field(
+        default=defaults.ACK_WAIT_S,
+        ge=1,
+        le=3600,
+        description="for how many seconds a task stays with an executor that gives no sign of life",
+    )
     replicas: int = Field(default=1, ge=1, le=5, description="copies of every stream and bucket, in a broker cluster")
 
 
@@ -45,7 +52,7 @@ class Scheduler:
         view = View()
         store = self._store = Store(broker, view)
         await store.start()
-        self._planner = Planner(broker, view, store)
+        self._planner = Planner(broker, view, store, self._settings.ack_wait_s)
         self._api = ControlApi(broker, view, store, self._name, self._settings.replicas)
         await self._api.start()
         await self._planner.start()
