@@ -11,8 +11,10 @@ from urllib.parse import urlsplit
 
 from nats import errors as nats_errors
 
+from flame.broker import fast
 from flame.broker.bucket import JetStreamBucket, bucket_stream, read_message
 from flame.broker.errors import BrokerError, ConsumerMissing, NotAcknowledged, StreamMissing
+from flame.broker.fast import Sender
 from flame.broker.publisher import Publisher
 from flame.broker.puller import JetStreamPuller
 from flame.broker.seam import (
@@ -117,6 +119,7 @@ class JetStreamBroker:
         self._nc = client
         self._endpoint = endpoint
         self._publisher: Publisher
+        self._sender: Sender
         self._on_reconnect: list[Listener] = []
         self._last_error: Exception | None = None
         self._closing = False
@@ -128,6 +131,7 @@ class JetStreamBroker:
 
     async def open(self, servers: list[str], name: str, security: Mapping[str, Any]) -> None:
         """Connect once, at every server, then keep reconnecting for ever."""
+        fast.speed_up(self._nc)
         try:
             await self._nc.connect(
                 servers,
@@ -148,7 +152,8 @@ class JetStreamBroker:
         self._nc.options["max_reconnect_attempts"] = -1
         self._nc.options["reconnect_time_wait"] = RECONNECT_WAIT_S
         await insist(self._nc, "INFO", None, f"connect to {self._endpoint}")
-        self._publisher = Publisher(self._nc)
+        self._sender = Sender(self._nc)
+        self._publisher = Publisher(self._nc, self._sender)
         await self._publisher.start()
 
     def _not_connected(self, cause: Exception) -> BrokerUnavailable:
@@ -232,18 +237,23 @@ class JetStreamBroker:
     async def publish(self, subject: str, data: bytes) -> None:
         """See `flame.broker.seam.Broker.publish`."""
         try:
-            await self._nc.publish(subject, data)
+            self._sender.send(subject, data)
+            if self._sender.full:
+                await self._sender.room()
         except (nats_errors.Error, OSError) as error:
             raise map_client_error(f"publish on {subject}", error) from error
 
     async def subscribe(self, subject: str, handler: LiveHandler) -> Subscription:
         """See `flame.broker.seam.Broker.subscribe`."""
 
-        async def on_message(msg: Msg) -> None:
-            headers = msg.headers
-            handler(LiveMessage(msg.subject, msg.data, headers.get(STORED_SUBJECT, "") if headers else ""))
+        def on_message(subject: bytes, _reply: bytes, data: bytes, headers: bytes) -> None:
+            stored_as = fast.header(headers, STORED_SUBJECT) if headers else ""
+            handler(LiveMessage(subject.decode(), data, stored_as))
 
-        return _Subscription(await self._subscribe(subject, cb=on_message))
+        try:
+            return _Subscription(await fast.subscribe(self._nc, subject, on_message))
+        except (nats_errors.Error, OSError) as error:
+            raise map_client_error(f"subscribe to {subject}", error) from error
 
     async def first(self, subject: str) -> tuple[asyncio.Future[None], Subscription]:
         """See `flame.broker.seam.Broker.first`."""
@@ -435,7 +445,7 @@ class JetStreamBroker:
 
     async def pull(self, stream: str, consumer: str) -> JetStreamPuller:
         """See `flame.broker.seam.Broker.pull`."""
-        puller = JetStreamPuller(self._nc, stream, consumer)
+        puller = JetStreamPuller(self._nc, self._sender, stream, consumer)
         try:
             await puller.start()
         except (nats_errors.Error, OSError) as error:

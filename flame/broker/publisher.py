@@ -10,18 +10,19 @@ leads, publishes are refused because nobody listens. They are repeated within th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from typing import TYPE_CHECKING, Final
 
 from nats import errors as nats_errors
 
 from flame.broker.errors import Duplicate, NotAcknowledged, StreamMissing
-from flame.broker.wire import ACK, STATUS, call, map_api_error, map_client_error
+from flame.broker.fast import Sender, status_of, subscribe
+from flame.broker.wire import ACK, call, map_api_error, map_client_error
 from flame.errors import BrokerUnavailable, FlameError
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
-    from nats.aio.msg import Msg
 
 _SWEEP_S: Final = 0.5
 _REPEAT_FIRST_S: Final = 0.1
@@ -64,9 +65,10 @@ class _Publish:
 class Publisher:
     """Publishes to streams and matches the broker's acknowledgements to futures."""
 
-    def __init__(self, nc: Client) -> None:
+    def __init__(self, nc: Client, sender: Sender) -> None:
         """Bind to a connection; `start` subscribes."""
         self._nc = nc
+        self._sender = sender
         self._loop = asyncio.get_running_loop()
         self._prefix = f"{nc.new_inbox()}."
         self._cut = len(self._prefix)
@@ -78,7 +80,7 @@ class Publisher:
 
     async def start(self) -> None:
         """Listen for acknowledgements."""
-        await self._nc.subscribe(f"{self._prefix}*", cb=self._on_ack)
+        await subscribe(self._nc, f"{self._prefix}*", self._on_ack)
 
     def stop(self, reason: str) -> None:
         """Fail whatever is outstanding; it may have been stored."""
@@ -114,25 +116,31 @@ class Publisher:
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep)
         try:
-            await self._nc.publish(subject, data, self._prefix + token, headers)
+            if headers is None:
+                self._sender.send(subject, data, self._prefix + token)
+                if self._sender.full:
+                    await self._sender.room()
+            else:
+                await self._nc.publish(subject, data, self._prefix + token, headers)
         except (nats_errors.Error, OSError) as error:
             self._waiting.pop(token, None)
             raise map_client_error(f"store on {subject}", error) from error
         return future
 
-    async def _on_ack(self, msg: Msg) -> None:
-        token = msg.subject[self._cut :]
+    def _on_ack(self, subject: bytes, _reply: bytes, data: bytes, headers: bytes) -> None:
+        token = subject[self._cut :].decode()
         publish = self._waiting.pop(token, None)
         if publish is None:
             return
-        sequence = _sequence(msg.data)
-        if not sequence and _taken_by_nobody(msg):
+        sequence = _sequence(data)
+        if not sequence and not data and status_of(headers) == _NOBODY:
             self._waiting[token] = publish
             self._repeat_later(token, publish)
             return
-        refusal = None if sequence else _refusal(publish.subject, msg)
+        refusal = None if sequence else _refusal(publish.subject, data)
         if publish.handle and (refusal is None or isinstance(refusal, Duplicate)):
-            await self._nc.publish(publish.handle, ACK)
+            with contextlib.suppress(nats_errors.Error):  # disconnected: the delivery comes back, and is looked up
+                self._sender.send(publish.handle, ACK)
         if publish.future.done():
             return
         if refusal is None:
@@ -218,16 +226,10 @@ def _sequence(data: bytes) -> int:
     return int(data[start:end] or 0)
 
 
-def _taken_by_nobody(msg: Msg) -> bool:
-    return not msg.data and (msg.headers or {}).get(STATUS) == _NOBODY
-
-
-def _refusal(subject: str, msg: Msg) -> FlameError:
+def _refusal(subject: str, data: bytes) -> FlameError:
     what = f"store on {subject}"
-    if not msg.data:
-        return BrokerUnavailable(f"{what}: empty acknowledgement {(msg.headers or {}).get(STATUS, '')}")
     try:
-        fault = json.loads(msg.data)["error"]
+        fault = json.loads(data)["error"]
     except (ValueError, KeyError, TypeError):
-        return BrokerUnavailable(f"{what}: unreadable acknowledgement {msg.data[:80]!r}")
+        return BrokerUnavailable(f"{what}: unreadable acknowledgement {data[:80]!r}")
     return map_api_error(what, fault)

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Final
 from nats import errors as nats_errors
 
 from flame.broker.errors import ConsumerMissing
+from flame.broker.fast import Sender, description_of, status_of, subscribe
 from flame.broker.seam import Delivery
-from flame.broker.wire import API, DESCRIPTION, SECOND_NS, STATUS, map_client_error
+from flame.broker.wire import API, SECOND_NS, map_client_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nats.aio.client import Client
-    from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription
 
 HEARTBEAT_S: Final = 2.0
@@ -35,9 +35,10 @@ _MORE_TIMEOUT_S: Final = 1.0
 class JetStreamPuller:
     """One executor's side of a consumer. One burst at a time."""
 
-    def __init__(self, nc: Client, stream: str, consumer: str) -> None:
+    def __init__(self, nc: Client, sender: Sender, stream: str, consumer: str) -> None:
         """Bind to a consumer; `start` subscribes."""
         self._nc = nc
+        self._sender = sender
         self._subject = f"{API}.CONSUMER.MSG.NEXT.{stream}.{consumer}"
         self._what = f"pull from {stream}/{consumer}"
         self._loop = asyncio.get_running_loop()
@@ -54,10 +55,14 @@ class JetStreamPuller:
 
     async def start(self) -> None:
         """Listen for deliveries."""
-        self._subscription = await self._nc.subscribe(self._inbox, cb=self._on_message, pending_bytes_limit=0)
+        self._subscription = await subscribe(self._nc, self._inbox, self._on_message)
 
     async def burst(self, most: int, wait_s: float) -> list[Delivery]:
         """See `flame.broker.seam.Puller.burst`."""
+        if not self._nc.is_connected and not self._stopped:
+            # A request made now would be sent after the reconnect, and might be answered when nobody waits any more.
+            await self._sign(wait_s)
+            return []
         if not self._arrived and not self._stopped:
             await self._ask({"batch": 1, "expires": int(wait_s * SECOND_NS), **_heartbeat(wait_s)})
             while not self._arrived and not self._ended:
@@ -100,7 +105,7 @@ class JetStreamPuller:
     async def _ask(self, request: dict[str, object]) -> None:
         self._ended = False
         try:
-            await self._nc.publish(self._subject, json.dumps(request).encode(), self._inbox)
+            self._sender.send(self._subject, json.dumps(request).encode(), self._inbox)
         except (nats_errors.Error, OSError) as error:
             self._ended = True
             raise map_client_error(self._what, error) from error
@@ -120,26 +125,26 @@ class JetStreamPuller:
         if self._signal is not None and not self._signal.done():
             self._signal.set_result(arrived)
 
-    async def _on_message(self, msg: Msg) -> None:
-        status = msg.headers.get(STATUS) if msg.headers and not msg.data else None
-        if status is None:
-            self._arrived.append(read_delivery(msg))
+    def _on_message(self, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        status = status_of(headers) if headers and not data else ""
+        if not status:
+            self._arrived.append(read_delivery(subject.decode(), reply.decode(), data))
         elif status == "100":
             pass  # a heartbeat: the request stands
         else:
-            text = (msg.headers or {}).get(DESCRIPTION, "")
+            text = description_of(headers)
             if status == "503" or "Deleted" in text or "not found" in text.lower():
                 self._missing = text or "nobody answers for it"
             self._ended = True
         self._wake()
 
 
-def read_delivery(msg: Msg) -> Delivery:
+def read_delivery(subject: str, reply: str, data: bytes) -> Delivery:
     """Read a delivery; its reply subject carries the consumer's view of it."""
-    parts = msg.reply.split(".")
+    parts = reply.split(".")
     # $JS.ACK.<stream>.<consumer>.<delivered>.<sequence>.<n>.<time>.<pending>; longer with domain and account.
     base = 2 if len(parts) == 9 else 4
-    return Delivery(msg.subject, msg.data, msg.reply, int(parts[base + 2]), int(parts[base + 3]), int(parts[base + 6]))
+    return Delivery(subject, data, reply, int(parts[base + 2]), int(parts[base + 3]), int(parts[base + 6]))
 
 
 def _heartbeat(wait_s: float) -> dict[str, object]:

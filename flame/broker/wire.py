@@ -31,8 +31,7 @@ API: Final = "$JS.API"
 SECOND_NS: Final = 1_000_000_000
 
 STATUS: Final = "Status"
-DESCRIPTION: Final = "Description"
-STORED_SUBJECT: Final = "Nats-Subject"
+STORED_SUBJECT: Final = b"Nats-Subject"
 EXPECTED_REVISION: Final = "Nats-Expected-Last-Subject-Sequence"
 LAST_CONSUMER: Final = "Nats-Last-Consumer"
 CONSUMER_STALLED: Final = "Nats-Consumer-Stalled"

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 log = get_logger("flame.client")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Task:
-    """A task as a client last learned of it. A later state is another value."""
+    """A task as a client last learned of it. A later state is another value; this one is not changed by Flame."""
 
     id: str
     session_id: str

@@ -172,6 +172,10 @@ class ExecutorReport:
     """For how long it has had nothing to do; 0 while it has."""
     lost_consumer: bool = False
     """Its pulls find no consumer."""
+    started: str = ""
+    """How its process was started, as far as it knows: ``forked``, or ``fresh`` and why it was not forked."""
+    patient: bool = False
+    """It understands `WAIT`."""
 
     def encode(self) -> bytes:
         """Return the bytes on the wire."""
@@ -185,6 +189,10 @@ class ExecutorReport:
             fields["idle_s"] = self.idle_s
         if self.lost_consumer:
             fields["lost_consumer"] = True
+        if self.started:
+            fields["started"] = self.started
+        if self.patient:
+            fields["patient"] = True
         return pack(fields)
 
     @classmethod
@@ -200,6 +208,8 @@ class ExecutorReport:
             setattr(report, name, _number(fields, name, 0))
         report.idle_s = float(_number(fields, "idle_s", 0.0))
         report.lost_consumer = bool(fields.get("lost_consumer"))
+        report.started = _text(fields, "started")
+        report.patient = bool(fields.get("patient"))
         return report
 
 
@@ -264,6 +274,7 @@ class Attempts:
 
 SERVE: Final = "serve"
 LEAVE: Final = "leave"
+WAIT: Final = "wait"
 
 
 @dataclass(slots=True)
@@ -271,15 +282,26 @@ class Orders:
     """A manager's answer to a report: what the executor is to do from now on."""
 
     want: str = SERVE
-    """`SERVE`, or `LEAVE`: take no more tasks, finish the running ones, leave the session, end."""
+    """`SERVE`, or `LEAVE`: take no more tasks, finish the running ones, leave the session, end.
+
+    `WAIT` is said only to `ExecutorReport.patient` ones that have no session yet: there is none now, ask again at once.
+    """
     assignment: Assignment | None = None
     """In the answer to the first report; later only if something in it changed."""
+    executor: str = ""
+    """With the assignment of a process that was started ahead: the name of the executor that it is from now on."""
+    folder: str = ""
+    """With ``executor``: the folder to work in from now on; empty if that does not change."""
 
     def encode(self) -> bytes:
         """Return the bytes on the wire."""
         fields: dict[str, Any] = {"v": VERSION, "kind": "orders", "want": self.want}
         if self.assignment is not None:
             fields["assignment"] = self.assignment.fields()
+        if self.executor:
+            fields["executor"] = self.executor
+        if self.folder:
+            fields["folder"] = self.folder
         return pack(fields)
 
     @classmethod
@@ -287,9 +309,12 @@ class Orders:
         """Read one; raise `MalformedMessage` if it is none."""
         fields = _frame(data, "orders")
         assignment = fields.get("assignment")
+        want = fields.get("want")
         return cls(
-            LEAVE if fields.get("want") == LEAVE else SERVE,
+            want if want in (LEAVE, WAIT) else SERVE,
             None if assignment is None else Assignment.from_fields(assignment),
+            _text(fields, "executor"),
+            _text(fields, "folder"),
         )
 
 

@@ -105,6 +105,12 @@ class ApplicationSpec(Input):
     """Tasks that one executor runs at once."""
     session_retry_limit: int = Field(default=defaults.SESSION_RETRY_LIMIT, ge=1, le=1000)
     """Attempts at entering a session before the session fails."""
+    fresh_process: bool = False
+    """Start every executor as a process of its own, never as a fork of one that has loaded the service before."""
+    warm_instances: int = Field(default=0, ge=0, le=1000)
+    """On each node: processes to start ahead for a service that can't be forked, so that they are ready when needed.
+
+    For one that can be forked any number above 0 has its template started with the registration and kept."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -215,6 +221,8 @@ class ExecutorRecord(Record):
     """Of the process that runs the service; 0 until it reported."""
     process_started: float = 0.0
     """When that process started, Unix seconds: with the pid, who it was, even after the pid is used again."""
+    started: str = ""
+    """How that was: ``forked`` from a template, ``warm``: started ahead, or ``fresh``; the last two with the reason."""
     succeeded: int = 0
     failed: int = 0
     running: int = 0

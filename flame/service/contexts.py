@@ -49,6 +49,16 @@ class FlameService:
     One instance serves one session, in a process of its own.
     """
 
+    def on_fork(self) -> None:
+        """Renew what a copy of a process must not share with it: not ``async``, and quick.
+
+        Called first of all in an executor that was forked from a template, which has loaded the service and made this
+        instance once for all sessions; never in a process that was started for one. By itself Flame renews what the
+        standard library and ``numpy.random`` draw random numbers from. Left to you are generators of your own (such
+        as a ``numpy.random.Generator``), and ids and caches that should differ from session to session.
+        If it raises, that counts as a failure of `on_session_enter`.
+        """
+
     def on_session_enter(self, context: SessionContext) -> Awaitable[None] | None:
         """Prepare for a session, once, before its first task.
 

@@ -14,6 +14,7 @@ ENDPOINT: Final = "FLAME_ENDPOINT"
 NODE: Final = "FLAME_NODE"
 EXECUTOR: Final = "FLAME_EXECUTOR"
 LIFETIME_FD: Final = "FLAME_LIFETIME_FD"
+TEMPLATE: Final = "FLAME_TEMPLATE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,8 @@ class ExecutorEnvironment:
     executor: str
     lifetime_fd: int | None = None
     """When the other end closes, the whole cluster has ended and so must this process."""
+    template: str = ""
+    """Where to listen for orders to fork executors, if this process can be a template for that; empty: it is not to."""
 
     @classmethod
     def read(cls, variables: Mapping[str, str] = os.environ) -> ExecutorEnvironment:
@@ -41,4 +44,5 @@ class ExecutorEnvironment:
             check_token(NODE, variables[NODE]),
             check_token(EXECUTOR, variables[EXECUTOR]),
             int(lifetime) if lifetime.isdigit() else None,
+            variables.get(TEMPLATE, ""),
         )

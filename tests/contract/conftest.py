@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import itertools
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -15,11 +17,13 @@ from flame.broker.embedded import EmbeddedBroker, EmbeddedBrokerConfig
 from flame.broker.jetstream import connect
 from flame.broker.memory import MemoryServer
 from flame.broker.seam import Broker
+from flame.errors import BrokerUnavailable
 
 LIMIT_S = 15.0
 """How long a test waits for what must happen; far more than it takes."""
 
 T = TypeVar("T")
+CutOff = Callable[[], AbstractAsyncContextManager[None]]
 
 
 class Side(Protocol):
@@ -28,11 +32,17 @@ class Side(Protocol):
     async def connect(self) -> Broker:
         """Return a new connection. It is closed after the test."""
 
-    def cut_off(self) -> AbstractAsyncContextManager[None]:
-        """Break every connection; on leaving the context, return when all are there again. What is stored stays."""
+    def cut_off(self, *, restart: bool = False) -> AbstractAsyncContextManager[None]:
+        """Break every connection; on leaving the context, return when those that are open are there again.
+
+        What is stored stays. ``restart``: the broker itself ends and is started again, and loses its consumers.
+        """
+
+    async def close(self) -> None:
+        """Close every connection."""
 
 
-class _Connections:
+class Connections:
     """The connections of one test."""
 
     def __init__(self) -> None:
@@ -48,39 +58,115 @@ class _Connections:
 
     @asynccontextmanager
     async def all_reconnect(self) -> AsyncIterator[None]:
-        """On leaving, return when every open connection has been made again."""
-        waits: list[asyncio.Event] = []
-        forgets: list[Callable[[], None]] = []
-        for broker in self._open:
-            if broker.connected:
-                waits.append(asyncio.Event())
-                forgets.append(broker.on_reconnect(waits[-1].set))
+        """On leaving, return when every connection that is still open has been made again."""
+        events = {broker: asyncio.Event() for broker in self._open if not await _closed(broker)}
+        forgets = [broker.on_reconnect(event.set) for broker, event in events.items()]
         yield
-        async with asyncio.timeout(LIMIT_S):
-            for event in waits:
-                await event.wait()
+        for broker, event in events.items():
+            if await _closed(broker):
+                continue
+            try:
+                async with asyncio.timeout(LIMIT_S):
+                    await event.wait()
+            except TimeoutError:
+                raise AssertionError("a connection was not made again") from None
         for forget in forgets:
             forget()
 
 
+async def _closed(broker: Broker) -> bool:
+    """Whether a connection is closed for good: one that is only lost takes messages for later."""
+    try:
+        await broker.publish("nobody.listens", b"")
+    except BrokerUnavailable:
+        return True
+    return False
+
+
+class Proxy:
+    """Stands between clients and a server, so that connections can be lost without the server's doing."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._target = (host, port)
+        self._port = 0
+        self._server: asyncio.Server | None = None
+        self._links: set[asyncio.Task[None]] = set()
+
+    @property
+    def endpoint(self) -> str:
+        return f"nats://127.0.0.1:{self._port}"
+
+    async def open(self) -> None:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port, limit=2**20)
+        self._port = self._server.sockets[0].getsockname()[1]
+
+    async def cut(self) -> None:
+        """End every connection, and take no new one until `open`."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+        links, self._links = self._links, set()
+        for link in links:
+            link.cancel()
+        if links:
+            await asyncio.wait(links)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        link = asyncio.get_running_loop().create_task(self._link(reader, writer))
+        self._links.add(link)
+        link.add_done_callback(self._links.discard)
+
+    async def _link(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        to_server: asyncio.StreamWriter | None = None
+        try:
+            from_server, to_server = await asyncio.open_connection(*self._target, limit=2**20)
+            await asyncio.gather(_copy(reader, to_server), _copy(from_server, writer))
+        except OSError:
+            pass  # one side is gone, and so is the other now
+        finally:
+            for side in (writer, to_server):
+                if side is not None:
+                    side.transport.abort()
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(2**18):
+        writer.write(data)
+        await writer.drain()
+    raise ConnectionResetError
+
+
 class JetStreamSide:
-    """A nats-server of the module's own; it is cut off by killing it, which loses its consumers."""
+    """A nats-server of the module's own."""
 
     def __init__(self, server: EmbeddedBroker) -> None:
         self._server = server
-        self.connections = _Connections()
+        self._proxy = Proxy("127.0.0.1", server.port)
+        self._opened = False
+        self.connections = Connections()
 
     async def connect(self) -> Broker:
-        return self.connections.keep(await connect(self._server.endpoint, name="contract"))
+        if not self._opened:
+            self._opened = True
+            await self._proxy.open()
+        return self.connections.keep(await connect(self._proxy.endpoint, name="contract"))
 
     @asynccontextmanager
-    async def cut_off(self) -> AsyncIterator[None]:
+    async def cut_off(self, *, restart: bool = False) -> AsyncIterator[None]:
         async with self.connections.all_reconnect():
-            self._server.kill()
+            await self._proxy.cut()
+            if restart:
+                self._server.kill()
             try:
                 yield
             finally:
-                await self._server.start()
+                if restart:
+                    await self._server.start()
+                await self._proxy.open()
+
+    async def close(self) -> None:
+        await self.connections.close()
+        await self._proxy.cut()
 
 
 class MemorySide:
@@ -88,43 +174,51 @@ class MemorySide:
 
     def __init__(self) -> None:
         self._server = MemoryServer()
-        self.connections = _Connections()
+        self.connections = Connections()
 
     async def connect(self) -> Broker:
         return self.connections.keep(self._server.connect())
 
     @asynccontextmanager
-    async def cut_off(self) -> AsyncIterator[None]:
+    async def cut_off(self, *, restart: bool = False) -> AsyncIterator[None]:
         async with self.connections.all_reconnect():
             self._server.interrupt()
             try:
                 yield
             finally:
+                for stream in self._server.streams.values() if restart else ():
+                    for name in list(stream.consumers):
+                        stream.delete_consumer(name)
                 self._server.restore()
+
+    async def close(self) -> None:
+        await self.connections.close()
 
 
 @pytest.fixture(scope="module", params=["jetstream", "memory"])
 def implementation(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """What a side is made of: a server for the module, where there is one."""
+    """What makes the side of a test; a server, where there is one, is the module's."""
     if request.param == "memory":
         yield MemorySide
         return
     server = EmbeddedBroker(EmbeddedBrokerConfig(data_dir=tmp_path_factory.mktemp("broker")))
     asyncio.run(server.start())
-    pid, guard = server.pid, server.guard_pid
-    yield lambda: JetStreamSide(server)
-    server.kill()
-    for process in (pid, guard):
+    try:
+        yield functools.partial(JetStreamSide, server)
+    finally:
+        processes = (server.pid, server.guard_pid)
+        server.kill()
+    for process in processes:
         with pytest.raises(ProcessLookupError):
             os.kill(process, 0)
 
 
 @pytest.fixture
-async def side(implementation: Callable[[], Any]) -> AsyncIterator[Side]:
+async def side(implementation: Callable[[], Side]) -> AsyncIterator[Side]:
     """Something to connect to."""
     made = implementation()
     yield made
-    await made.connections.close()
+    await made.close()
 
 
 @pytest.fixture
@@ -137,6 +231,12 @@ async def broker(side: Side) -> Broker:
 async def other(side: Side) -> Broker:
     """Another connection to the same broker."""
     return await side.connect()
+
+
+@pytest.fixture(params=["lost connections", "a restart"])
+def cut_off(side: Side, request: pytest.FixtureRequest) -> CutOff:
+    """Either way in which everybody can be cut off from the broker for a while."""
+    return functools.partial(side.cut_off, restart=request.param == "a restart")
 
 
 _numbers = itertools.count(1)
@@ -161,13 +261,12 @@ class Heard(Generic[T]):
 
     async def until(self, enough: Callable[[list[T]], bool]) -> list[T]:
         """Return what was heard, once it is enough."""
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LIMIT_S):
                 while not enough(self.all):
                     self._changed.clear()
                     await self._changed.wait()
-        except TimeoutError:
-            raise AssertionError(f"heard only {self.all}") from None
+        assert enough(self.all), f"heard only {self.all[-50:]}"
         return self.all
 
     async def number(self, count: int) -> list[T]:

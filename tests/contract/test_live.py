@@ -10,7 +10,7 @@ import pytest
 from flame.broker.errors import NoResponders, NotAcknowledged
 from flame.broker.seam import Broker, LiveMessage
 from flame.errors import BrokerUnavailable
-from tests.contract.conftest import LIMIT_S, Heard, Side
+from tests.contract.conftest import LIMIT_S, CutOff, Heard, Side
 
 
 async def settled(broker: Broker) -> None:
@@ -55,32 +55,32 @@ async def test_what_was_published_before_a_connection_was_closed_arrives(
     assert [m.subject for m in await heard.number(100)] == [f"{name}.{number}" for number in range(100)]
 
 
-async def test_listeners_hear_of_every_reconnect_until_they_are_forgotten(broker: Broker, side: Side) -> None:
+async def test_listeners_hear_of_every_reconnect_until_they_are_forgotten(broker: Broker, cut_off: CutOff) -> None:
     heard: Heard[str] = Heard()
     forget = broker.on_reconnect(lambda: heard("first"))
     broker.on_reconnect(lambda: heard("second"))
-    async with side.cut_off():
+    async with cut_off():
         pass
     assert await heard.number(2) == ["first", "second"]
     forget()
     forget()
-    async with side.cut_off():
+    async with cut_off():
         pass
     assert broker.connected
     assert await heard.number(3) == ["first", "second", "second"]
 
 
-async def test_nothing_is_connected_while_the_broker_is_away(broker: Broker, side: Side) -> None:
-    async with side.cut_off(), asyncio.timeout(LIMIT_S):
+async def test_nothing_is_connected_while_the_broker_is_away(broker: Broker, cut_off: CutOff) -> None:
+    async with cut_off(), asyncio.timeout(LIMIT_S):
         with pytest.raises(BrokerUnavailable):
             await broker.request("anybody", b"", 0.2)
         assert not broker.connected
 
 
-async def test_a_subscription_outlasts_a_lost_connection(broker: Broker, side: Side, name: str) -> None:
+async def test_a_subscription_outlasts_a_lost_connection(broker: Broker, cut_off: CutOff, name: str) -> None:
     heard: Heard[LiveMessage] = Heard()
     await broker.subscribe(name, heard)
-    async with side.cut_off():
+    async with cut_off():
         pass
     await broker.publish(name, b"afterwards")
     assert (await heard.number(1))[0].data == b"afterwards"
@@ -188,9 +188,9 @@ async def test_the_first_message_is_not_told_after_a_stop(broker: Broker, name: 
     assert not heard.done()
 
 
-async def test_the_first_message_is_told_after_a_lost_connection_too(broker: Broker, side: Side, name: str) -> None:
+async def test_the_first_message_is_told_after_a_lost_connection_too(broker: Broker, cut_off: CutOff, name: str) -> None:
     heard, _ = await broker.first(name)
-    async with side.cut_off():
+    async with cut_off():
         pass
     await broker.publish(name, b"")
     async with asyncio.timeout(LIMIT_S):

@@ -12,7 +12,7 @@ from flame.broker.seam import Broker, LiveMessage, StoredMessage, StreamState
 from flame.errors import BrokerUnavailable, FlameError
 from flame.protocol import defaults, subjects, topology
 from flame.protocol.topology import StreamSpec
-from tests.contract.conftest import LIMIT_S, Heard, Side
+from tests.contract.conftest import LIMIT_S, CutOff, Heard
 from tests.support.cluster import eventually
 
 
@@ -132,18 +132,18 @@ async def test_a_store_that_nobody_waits_for_is_stored_all_the_same(broker: Brok
     assert (await broker.stream_state(name)).messages == 2
 
 
-async def test_a_store_that_is_not_acknowledged_in_time_may_have_happened(broker: Broker, side: Side, name: str) -> None:
+async def test_a_store_that_is_not_acknowledged_in_time_may_have_happened(broker: Broker, cut_off: CutOff, name: str) -> None:
     await broker.ensure_stream(plain(name))
-    async with side.cut_off():
+    async with cut_off():
         with pytest.raises(BrokerUnavailable):
             await broker.request("nobody", b"", 0.2)  # by now the connection is known to be lost
         with pytest.raises(NotAcknowledged):
             await broker.store(f"{name}.a", b"", 0.1)
 
 
-async def test_stores_under_way_end_when_the_connection_is_closed(broker: Broker, side: Side, name: str) -> None:
+async def test_stores_under_way_end_when_the_connection_is_closed(broker: Broker, cut_off: CutOff, name: str) -> None:
     await broker.ensure_stream(plain(name))
-    async with side.cut_off():
+    async with cut_off():
         with pytest.raises(BrokerUnavailable):
             await broker.request("nobody", b"", 0.2)
         stores = [await broker.begin_store(f"{name}.{n}", b"", 10 * LIMIT_S) for n in range(3)]
@@ -153,11 +153,11 @@ async def test_stores_under_way_end_when_the_connection_is_closed(broker: Broker
     assert all(isinstance(end, NotAcknowledged) for end in ends)
 
 
-async def test_what_was_acknowledged_is_there_after_the_broker_was_away(broker: Broker, side: Side, name: str) -> None:
+async def test_what_was_acknowledged_is_there_after_the_broker_was_away(broker: Broker, cut_off: CutOff, name: str) -> None:
     await broker.ensure_stream(plain(name))
     stores = [await broker.begin_store(f"{name}.{n}", str(n).encode(), LIMIT_S) for n in range(200)]
     await asyncio.gather(*stores)
-    async with side.cut_off():
+    async with cut_off():
         pass
     assert (await broker.stream_state(name)).messages == 200
     found = await broker.last(name, f"{name}.77")

@@ -1,20 +1,35 @@
-"""An event loop whose time passes only when everything waits for it: hours of a program run in milliseconds.
+"""A program in virtual time: hours of it run in milliseconds, and take the same course every time.
 
-Nothing real may be waited for: no socket, no process, no thread. What runs on it takes the same course every time, as
-far as the program itself does.
+The loop's time passes only when everything waits for it. Nothing real may be waited for: no socket, no process, no
+thread. The other clocks go with it, and what is random comes from the seed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
+import secrets
 import selectors
-from collections.abc import Coroutine
+import time
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
+from unittest import mock
 
 T = TypeVar("T")
 
 LIMIT_S = 3600.0
 """Of virtual time: what waits for ever ends here."""
+BEGIN_S = 1_750_000_000.0
+"""What the wall clock shows at first, Unix seconds."""
+TURN_S = 1e-6
+"""What one turn of the loop takes: nothing takes no time at all."""
+_TURNS = 200_000
+"""Of the loop without waiting for anything: nothing honest takes so many."""
+
+
+class Stuck(BaseException):
+    """The program waits for nothing that could come, or runs in circles."""
 
 
 class _Selector(selectors.SelectSelector):
@@ -23,11 +38,16 @@ class _Selector(selectors.SelectSelector):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
+        self._turns = 0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        self._turns = 0 if timeout is None or timeout > 0 else self._turns + 1
+        if self._turns > _TURNS:
+            self._turns = 0
+            raise Stuck(f"{_TURNS} turns of the loop without waiting for anything")
         if timeout is None:
-            raise RuntimeError("the program waits for something that no timer and nobody brings")
-        self.now += max(timeout, 0.0)
+            raise Stuck("everything waits, and no timer runs")
+        self.now += max(timeout, TURN_S)
         return super().select(0)
 
 
@@ -42,12 +62,28 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         return self._virtual.now
 
 
-def run_virtually(main: Coroutine[Any, Any, T], limit_s: float = LIMIT_S) -> T:
+def run_virtually(main: Coroutine[Any, Any, T], *, seed: int = 0, limit_s: float = LIMIT_S) -> T:
     """Run a program in virtual time; fail when it takes longer than ``limit_s`` of that."""
 
     async def limited() -> T:
         async with asyncio.timeout(limit_s):
             return await main
 
-    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner, _everything_by(runner.get_loop(), seed):
         return runner.run(limited())
+
+
+@contextmanager
+def _everything_by(loop: asyncio.AbstractEventLoop, seed: int) -> Iterator[None]:
+    """Have all clocks go by the loop, and all chance by the seed."""
+    chance = random.Random(seed)
+    with (
+        mock.patch.object(time, "monotonic", loop.time),
+        mock.patch.object(time, "time", lambda: BEGIN_S + loop.time()),
+        mock.patch.object(time, "time_ns", lambda: int((BEGIN_S + loop.time()) * 1e9)),
+        mock.patch.object(secrets, "token_hex", lambda nbytes=32: chance.randbytes(nbytes).hex()),
+        mock.patch.object(secrets, "randbelow", chance.randrange),
+        mock.patch.object(secrets, "choice", chance.choice),
+        mock.patch.object(random, "random", chance.random),
+    ):
+        yield

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import re
 import string
-from typing import Final
+import types
+import typing
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from typing import Any, Final, Literal, TypeVar
 
+import annotated_types
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from flame.protocol.messages import TaskFault
 from flame.protocol.resources import Resources
@@ -49,6 +55,8 @@ illegal_names: Final = st.one_of(
 
 plain_text: Final = st.text(st.characters(exclude_categories=("Cs",)), max_size=40)
 """Text that has a UTF-8 form."""
+safe_text: Final = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=40)
+"""Text that a system call takes."""
 times: Final = st.floats(min_value=0, max_value=4e9, allow_nan=False)
 counts: Final = st.integers(min_value=0, max_value=2**40)
 amounts: Final = st.builds(
@@ -58,3 +66,50 @@ amounts: Final = st.builds(
     gpu=st.integers(min_value=0, max_value=1000),
 )
 faults: Final = st.builds(TaskFault, code=plain_text, message=plain_text, type=plain_text, traceback=plain_text)
+
+scalars: Final = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | plain_text | st.binary()
+anything: Final = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(plain_text, inner, max_size=3), max_leaves=6
+)
+"""Whatever MessagePack can carry."""
+newer_keys: Final = st.dictionaries(plain_text.map(lambda name: f"newer {name}"), anything, max_size=3)
+
+T = TypeVar("T")
+
+
+def made_of_fields(kind: type[T], **known: st.SearchStrategy[Any]) -> st.SearchStrategy[T]:
+    """Make examples of a dataclass or model with anything in each field that its type allows.
+
+    So a field that is added is tested from the start. ``known`` says more about some fields than their type does.
+    """
+    if is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        made = {f.name: _of_type(hints[f.name]) for f in fields(kind) if f.name not in known}
+    else:
+        assert issubclass(kind, BaseModel)
+        declared = kind.model_fields.items()
+        made = {name: _of_type(info.annotation, info.metadata) for name, info in declared if name not in known}
+    return st.builds(kind, **made, **known)
+
+
+def _of_type(kind: Any, limits: typing.Sequence[Any] = ()) -> st.SearchStrategy[Any]:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return st.one_of(*(_of_type(argument, limits) for argument in arguments))
+    if origin is Literal:
+        return st.sampled_from(arguments)
+    if origin is tuple:
+        return st.lists(_of_type(arguments[0]), max_size=3).map(tuple)
+    if origin is dict:
+        return st.dictionaries(_of_type(arguments[0]), _of_type(arguments[1]), max_size=3)
+    if kind in (int, float):
+        least = next((limit.ge for limit in limits if isinstance(limit, annotated_types.Ge)), 0)
+        most = next((limit.le for limit in limits if isinstance(limit, annotated_types.Le)), 4_000_000_000)
+        return st.integers(least, most) if kind is int else st.floats(least, most, allow_nan=False)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return st.sampled_from(kind)
+    if kind is Resources:
+        return amounts
+    if isinstance(kind, type) and (is_dataclass(kind) or issubclass(kind, BaseModel)):
+        return made_of_fields(kind)
+    return {bytes: st.binary(max_size=100), str: plain_text, bool: st.booleans(), type(None): st.none()}[kind]

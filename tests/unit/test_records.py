@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flame.errors import InvalidArgument, MalformedMessage, UnsupportedVersion
+from flame.protocol import records as protocol
 from flame.protocol.codec import VERSION, pack, unpack
 from flame.protocol.records import (
     ApplicationRecord,
@@ -23,101 +25,27 @@ from flame.protocol.records import (
     decode_record,
 )
 from flame.protocol.resources import Resources
-from flame.protocol.states import ApplicationState, ExecutorState, SessionState
-from tests.unit.strategies import amounts, application_names, counts, plain_text, times, tokens
+from tests.unit.strategies import anything, application_names, made_of_fields, newer_keys, safe_text, tokens
 
-safe_text = plain_text.filter(lambda text: "\0" not in text)
 names_of_variables = safe_text.filter(lambda text: text and "=" not in text)
-specs = st.builds(
+specs = made_of_fields(
     ApplicationSpec,
-    shim=st.sampled_from(["Nats", "Log"]),
     command=safe_text.filter(bool),
     arguments=st.lists(safe_text, max_size=3).map(tuple),
     environments=st.dictionaries(names_of_variables, safe_text, max_size=3),
     working_directory=safe_text,
-    description=plain_text,
-    labels=st.dictionaries(plain_text, plain_text, max_size=3),
     max_instances=st.integers(5, 10_000),
     min_instances=st.integers(0, 5),
-    delay_release_s=st.floats(0, 3600),
-    concurrency=st.integers(1, 1000),
-    session_retry_limit=st.integers(1, 1000),
 )
-options = st.builds(
-    SessionOptions,
-    min_instances=st.none() | st.integers(0, 10_000),
-    max_instances=st.none() | st.integers(1, 10_000),
-    priority=st.integers(0, 1_000_000),
-    resources=amounts,
-)
-RECORDS: dict[str, st.SearchStrategy[Record]] = {
-    "application": st.builds(
-        ApplicationRecord, name=application_names, spec=specs, state=st.sampled_from(ApplicationState), created=times
-    ),
-    "session": st.builds(
-        SessionRecord,
-        id=tokens,
-        application=application_names,
-        options=options,
-        state=st.sampled_from(SessionState),
-        settled=st.booleans(),
-        reason=plain_text,
-        created=times,
-        ended=times,
-        common_data_key=plain_text,
-        epoch=counts,
-        bind_failures=counts,
-        succeeded=counts,
-        failed=counts,
-        cancelled=counts,
-    ),
-    "node": st.builds(
-        NodeRecord,
-        name=tokens,
-        hostname=plain_text,
-        arch=plain_text,
-        os=plain_text,
-        capacity=amounts,
-        started=times,
-        beat=counts,
-        stopping=st.booleans(),
-    ),
-    "binding": st.builds(
-        BindingRecord,
-        executor=tokens,
-        node=tokens,
-        application=application_names,
-        session=tokens,
-        epoch=counts,
-        consumer=plain_text,
-        fence=counts,
-        leave=st.booleans(),
-        created=times,
-    ),
-    "executor": st.builds(
-        ExecutorRecord,
-        id=tokens,
-        node=tokens,
-        application=application_names,
-        session=tokens,
-        epoch=counts,
-        state=st.sampled_from(ExecutorState),
-        pid=counts,
-        process_started=times,
-        succeeded=counts,
-        failed=counts,
-        running=counts,
-        pending=counts,
-        idle=st.booleans(),
-        clean=st.booleans(),
-        entered=st.booleans(),
-        reason=plain_text,
-        created=times,
-        updated=times,
-    ),
+names = {"application": application_names, "session": tokens, "node": tokens}
+RECORDS: dict[type[Record], st.SearchStrategy[Record]] = {
+    ApplicationRecord: made_of_fields(ApplicationRecord, name=application_names, spec=specs),
+    SessionRecord: made_of_fields(SessionRecord, id=tokens, **names),
+    NodeRecord: made_of_fields(NodeRecord, name=tokens),
+    BindingRecord: made_of_fields(BindingRecord, executor=tokens, **names),
+    ExecutorRecord: made_of_fields(ExecutorRecord, id=tokens, **names),
 }
-records = st.sampled_from(sorted(RECORDS)).flatmap(lambda kind: RECORDS[kind])
-newer_keys = st.dictionaries(plain_text.map(lambda name: f"newer {name}"), plain_text | counts, min_size=1, max_size=2)
+records = st.sampled_from(list(RECORDS)).flatmap(lambda kind: RECORDS[kind])
 
 
 def _with_newer_keys(value: Any, newer: dict[str, Any]) -> Any:
@@ -129,6 +57,11 @@ def _with_newer_keys(value: Any, newer: dict[str, Any]) -> Any:
 
 
 # ---- records
+
+
+def test_every_kind_of_record_is_tested_here() -> None:
+    kinds = {value for value in vars(protocol).values() if inspect.isclass(value) and issubclass(value, Record)}
+    assert kinds - {Record} == set(RECORDS)
 
 
 @given(records)
@@ -150,18 +83,12 @@ def test_a_record_of_a_newer_version_is_refused_as_such(record: Record) -> None:
     assert decode_record(type(record), pack(fields)) is None
 
 
-@pytest.mark.parametrize("kind", [ApplicationRecord, SessionRecord, NodeRecord, BindingRecord, ExecutorRecord])
+@pytest.mark.parametrize("kind", RECORDS)
 @given(st.binary(max_size=100))
 def test_rubbish_is_never_taken_for_a_record(kind: type[Record], data: bytes) -> None:
     with pytest.raises(MalformedMessage):
         kind.decode(data)
     assert decode_record(kind, data) is None
-
-
-scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | plain_text | st.binary()
-anything = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(plain_text, inner, max_size=3), max_leaves=6
-)
 
 
 @given(records, st.data())

@@ -42,6 +42,8 @@ def test_a_lease_lasts_15_s_and_is_extended_every_5_s_while_it_is_certain() -> N
     assert defaults.LEASE_EXTENSION_S == 5.0
     assert defaults.LEASE_CERTAIN == 0.8
     assert defaults.LEASE_EXTENSION_S < defaults.LEASE_CERTAIN * defaults.ACK_WAIT_S
+    assert defaults.extension_s(defaults.ACK_WAIT_S) == defaults.LEASE_EXTENSION_S
+    assert defaults.extension_s(3.0) == 1.0
 
 
 def test_a_node_beats_every_second_is_unknown_after_5_s_and_given_up_after_15_s() -> None:
@@ -65,6 +67,10 @@ def test_a_session_is_entered_5_times_at_most_after_waits_that_double_from_a_ten
 def test_a_wait_is_jittered_between_its_half_and_its_whole(failures: int) -> None:
     assert backoff_s(failures, 0.0) == pytest.approx(backoff_s(failures, 1.0) / 2)
     assert 0 < backoff_s(failures, 0.0) <= backoff_s(failures, 0.5) <= backoff_s(failures, 1.0) <= defaults.BACKOFF_MAX_S
+
+
+def test_a_task_is_given_up_with_its_third_executor() -> None:
+    assert defaults.POISON_LIMIT == 3
 
 
 def test_a_service_has_60_s_to_become_ready_and_10_s_to_leave() -> None:
@@ -181,11 +187,12 @@ def test_a_consumer_takes_twice_as_many_pulls_as_executors_and_never_very_few() 
         assert spec.max_waiting >= 16
 
 
-def test_there_is_a_bucket_for_each_noun_and_only_leases_run_out() -> None:
+def test_there_is_a_bucket_for_each_noun_and_only_leases_and_attempts_run_out() -> None:
     made = {bucket.name: bucket for bucket in topology.buckets()}
     nouns = {"applications", "sessions", "nodes", "executors", "bindings", "attempts", "leases", "common"}
     assert set(made) == {f"flame-{noun}" for noun in nouns}
-    assert {name: bucket.ttl_s for name, bucket in made.items() if bucket.ttl_s} == {"flame-leases": 3.0}
+    ends = {name: bucket.ttl_s for name, bucket in made.items() if bucket.ttl_s}
+    assert ends == {"flame-leases": 3.0, "flame-attempts": 24 * HOUR_S}
 
 
 def test_no_time_or_size_is_without_end() -> None:

@@ -64,8 +64,8 @@ class MemoryBroker:
         """See `flame.broker.seam.Broker.close`."""
         if not self.calls.link.closed:
             self.calls.close()
-            self._live.close()
             self._server.forget(self)
+            await self._live.close()
 
     def on_reconnect(self, listener: Listener) -> Callable[[], None]:
         """See `flame.broker.seam.Broker.on_reconnect`."""
@@ -83,6 +83,7 @@ class MemoryBroker:
 
     def _tell_reconnected(self) -> None:
         if self.connected:
+            self._live.restored()
             for listener in tuple(self._on_reconnect):
                 listener()
 

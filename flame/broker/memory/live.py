@@ -7,9 +7,10 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from flame.broker.errors import NoResponders
+from flame.broker.errors import NoResponders, NotAcknowledged
 from flame.broker.memory.calls import Calls, fail
 from flame.broker.memory.exchange import Exchange, Interest, Message, Unanswered
+from flame.cancel import end_tasks
 from flame.errors import FlameError
 from flame.logs import get_logger
 
@@ -58,19 +59,24 @@ class Live:
         self._loop = asyncio.get_running_loop()
         self._interests: dict[Interest, None] = {}
         self._answering: set[asyncio.Task[None]] = set()
+        self._asking: dict[asyncio.Future[bytes], str] = {}
 
     def restore(self) -> None:
         """Listen again, after the connection had broken."""
         for interest in self._interests:
             self._server.exchange.add(interest)
 
-    def close(self) -> None:
+    def restored(self) -> None:
+        """Fail requests that were under way: their answers can't come any more."""
+        for future, what in list(self._asking.items()):
+            fail(NotAcknowledged(f"{what}: the connection was lost meanwhile; it may have been carried out"), future)
+
+    async def close(self) -> None:
         """Stop listening and answering."""
         for interest in self._interests:
             self._server.exchange.remove(interest)
         self._interests.clear()
-        for task in self._answering:
-            task.cancel()
+        await end_tasks(self._answering)
 
     def publish(self, subject: str, data: bytes) -> None:
         """Send a message to whoever listens and to its stream, if it has one."""
@@ -111,6 +117,8 @@ class Live:
 
         self._calls.send(what, arrive, len(data))
         self._calls.expect(future, what, timeout_s)
+        self._asking[future] = what
+        future.add_done_callback(lambda _: self._asking.pop(future))
         return future
 
     def answer(

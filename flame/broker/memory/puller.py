@@ -30,6 +30,8 @@ class MemoryPuller:
         self._signal: asyncio.Future[None] | None = None
         self._ended = True
         """No request is under way."""
+        self._asked = 0
+        """How many requests were made; the last one is what is under way."""
         self._missing = ""
         self._stopped = False
         self._closed = False
@@ -83,7 +85,9 @@ class MemoryPuller:
             pull.close()
         self._pulls.clear()
 
-    def _place(self, most: int, wait_s: float) -> None:
+    def _place(self, number: int, most: int, wait_s: float) -> None:
+        if self._ended or number != self._asked:
+            return  # it waited for the connection longer than anybody waits for it
         pull = Pull(self._calls.link, most, self._take, self._end)
         consumer = None
         stream = self._calls.server.streams.get(self._stream)
@@ -99,8 +103,10 @@ class MemoryPuller:
 
     def _ask(self, most: int, wait_s: float) -> None:
         self._ended = False
+        self._asked += 1
+        number = self._asked
         try:
-            self._calls.send(self._what, lambda: self._place(most, wait_s))
+            self._calls.send(self._what, lambda: self._place(number, most, wait_s))
         except BrokerUnavailable:
             self._ended = True
             raise

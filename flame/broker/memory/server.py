@@ -3,7 +3,7 @@
 It differs from JetStream in these points, all of them where no program of ours relies on it:
 
 - A request to a subject that only a stream listens to gets no answer; JetStream acknowledges its storing.
-- A watch is told of changes directly, without a consumer; it notices a lost one at the next, or after 5 s.
+- A watch is told of changes directly, without a consumer; it notices a lost one at the next, or after 2 s.
 - A pull that doesn't wait is always answered; JetStream may leave one unanswered that found fewer than it hoped for.
 - Consumers can't be updated: another specification under the same name is refused.
 - Sizes are those of subject and data, without headers, and there is one server: replicas mean nothing.

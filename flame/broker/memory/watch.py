@@ -9,12 +9,13 @@ from typing import Final
 from flame.broker.memory.calls import Calls
 from flame.broker.memory.clock import Timer
 from flame.broker.seam import Entry, EntryHandler, Listener
+from flame.cancel import end_task
 from flame.errors import FlameError
 from flame.logs import get_logger
 
 log = get_logger("flame.broker.memory")
 
-HEARTBEAT_S: Final = 5.0
+HEARTBEAT_S: Final = 2.0
 """A lost change is noticed after this long, if no other change shows it before."""
 REPAIR_S: Final = 60.0
 """Everything is read again after this long: that a value ran out of time is told nobody."""
@@ -70,9 +71,7 @@ class MemoryWatch:
         if table is not None:
             table.unfollow(self._change)
         task, self._repairing = self._repairing, None
-        if task is not None and task is not asyncio.current_task():
-            task.cancel()
-            await asyncio.wait([task])
+        await end_task(task)
 
     # ---- at the server
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterable
+from typing import Final
 
-from flame.broker.seam import Broker
+from flame.broker.seam import Broker, ConsumerState
 from flame.errors import FlameError
 from flame.protocol import subjects
 from flame.protocol.api import SessionInfo
+from flame.protocol.records import SessionRecord
 from flame_services.scheduler.view import Session, View
+
+FEW: Final = 32
+"""Up to so many consumers are asked one by one. A list of an application's costs what all its sessions cost, and in a
+cluster of brokers 4 s whenever one is just being deleted."""
 
 
 async def count_tasks(broker: Broker, view: View, sessions: Iterable[Session]) -> list[SessionInfo]:
@@ -18,18 +25,33 @@ async def count_tasks(broker: Broker, view: View, sessions: Iterable[Session]) -
     Waiting and running tasks together are what a consumer or the stream holds; running ones are what executors say.
     """
     chosen = list(sessions)
-    bound = {session.record.application for session in chosen if session.bindings}
-    stored: dict[str, int] = {}
-    for application in bound:
-        try:
-            states = await broker.consumers(subjects.task_stream(application))
-        except FlameError:
-            continue
-        stored.update({state.name: state.pending + state.unacknowledged for state in states})
+    stored = await _count_in_consumers(broker, [session.record for session in chosen if session.bindings])
     waiting = [session for session in chosen if not session.bindings and session.demand]
     found = await asyncio.gather(*(_count_stored(broker, session) for session in waiting))
     by_session = {session.id: count for session, count in zip(waiting, found, strict=True)}
     return [_info(view, session, stored, by_session) for session in chosen]
+
+
+async def _count_in_consumers(broker: Broker, bound: list[SessionRecord]) -> dict[str, int]:
+    """Return how much consumers have to do, by name; those that can't be asked now are left out."""
+    found: list[ConsumerState] = []
+    if len(bound) <= FEW:
+        states = await asyncio.gather(*(_consumer_of(broker, record) for record in bound))
+        found.extend(state for state in states if state is not None)
+    else:
+        for application in {record.application for record in bound}:
+            with contextlib.suppress(FlameError):
+                found.extend(await broker.consumers(subjects.task_stream(application)))
+    return {state.name: state.pending + state.unacknowledged for state in found}
+
+
+async def _consumer_of(broker: Broker, record: SessionRecord) -> ConsumerState | None:
+    try:
+        return await broker.consumer_state(
+            subjects.task_stream(record.application), subjects.consumer(record.id, record.epoch)
+        )
+    except FlameError:
+        return None
 
 
 async def _count_stored(broker: Broker, session: Session) -> int:

@@ -1,0 +1,139 @@
+"""What turns a fork of a template into an executor: everything that it must not share with its parent and siblings."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Coroutine, Iterable
+from types import FrameType
+from typing import Any, Final, NoReturn, TextIO
+
+from flame.protocol.forking import ForkOrder
+from flame.service import environment as names
+
+FAILED: Final = 1
+
+
+def become_executor(order: ForkOrder, stdout: int, stderr: int, close: Iterable[int]) -> None:
+    """Make a process of its own of one that was just forked: its group, streams, environment, folder and limits.
+
+    ``close`` are the parent's descriptors. Raises `OSError` if the folder or a limit is refused.
+    """
+    os.setsid()
+    for descriptor in close:
+        os.close(descriptor)
+    default_signals()
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    os.dup2(stdout, 1)
+    os.dup2(stderr, 2)
+    for descriptor in (stdout, stderr):
+        os.close(descriptor)
+    for stream in _streams():
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(line_buffering=True)
+    for name, value in {**order.environment, names.TEMPLATE: None}.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    os.chdir(order.folder)
+    _limit(order.limits)
+    atexit._clear()  # what was registered before the fork is the template's to run
+    _reseed()
+
+
+def run_executor(serve: Callable[[], Coroutine[Any, Any, int]]) -> NoReturn:
+    """Run a coroutine in a loop of its own and end this process with the status that it returns."""
+    status = FAILED
+    try:
+        _leave_parents_loop()
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            status = runner.run(serve())
+    except SystemExit as request:
+        status = _status_of(request)
+    except BaseException:  # noqa: BLE001 (above this is the stack of the template, which must not see it)
+        traceback.print_exc()
+    finally:
+        end_process(status)
+
+
+def end_process(status: int) -> NoReturn:
+    """End this process as the interpreter would, but without going up its stack."""
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are no daemons
+        atexit._run_exitfuncs()
+    except BaseException:  # noqa: BLE001 (as the interpreter does)
+        traceback.print_exc()
+    finally:
+        flush_streams()
+        os._exit(status)
+
+
+def default_signals() -> None:
+    """Have every signal do what it does by default, but for those that are ignored."""
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals():
+        handler: Callable[[int, FrameType | None], Any] | int | None = signal.getsignal(number)
+        if handler not in (signal.SIG_DFL, signal.SIG_IGN, None):
+            signal.signal(number, signal.SIG_DFL)
+
+
+def flush_streams() -> None:
+    """Write out what standard output and error hold back."""
+    for stream in _streams():
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return what makes the fastest event loop that is installed; ``None`` for asyncio's own."""
+    try:
+        import uvloop  # noqa: PLC0415 (it may be missing)
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+def _leave_parents_loop() -> None:
+    """Forget that this thread runs the loop and the task that the template was called from."""
+    loop = asyncio.events._get_running_loop()
+    task = None if loop is None else asyncio.current_task(loop)
+    if loop is not None and task is not None:
+        asyncio.tasks._leave_task(loop, task)
+    asyncio.events._set_running_loop(None)
+
+
+def _limit(limits: dict[int, tuple[int, int]]) -> None:
+    if limits:
+        import resource  # noqa: PLC0415 (rarely needed)
+
+        for number, limit in limits.items():
+            resource.setrlimit(number, limit)
+
+
+def _reseed() -> None:
+    """Give numpy's own generator a new beginning; `random` does that by itself."""
+    random = sys.modules.get("numpy.random")
+    if random is not None:
+        random.seed()
+
+
+def _status_of(request: SystemExit) -> int:
+    """Return the status that an exit asks for, as the interpreter understands it."""
+    if request.code is None:
+        return 0
+    if isinstance(request.code, int):
+        return request.code & 0xFF
+    print(request.code, file=sys.stderr)  # noqa: T201 (where the interpreter writes it)
+    return FAILED
+
+
+def _streams() -> list[TextIO]:
+    return [stream for stream in (sys.stdout, sys.stderr) if stream is not None]
