@@ -59,6 +59,7 @@ _SLOT: Final = struct.Struct("<IHHdd")  # generation, length of the handle, of t
 _GENERATION: Final = struct.Struct("<I")
 _SLOT_STARTED: Final = struct.Struct("<d")
 _TEXT_MOST: Final = _BODY - _SLOT.size
+_SLOT_TEXT: Final = struct.Struct(f"{_SLOT.format}{_TEXT_MOST}s")
 SIZE: Final = _BODIES_AT + SLOTS * _BODY
 
 _OCCUPIED = re.compile(b"[\x01\x02]")
@@ -105,10 +106,7 @@ class Ledger:
             return -1
         slot = self._free.pop()
         self._generation = generation = (self._generation + 1) & 0xFFFFFFFF
-        at = _BODIES_AT + slot * _BODY
-        _SLOT.pack_into(self._map, at, generation, len(handle), len(task), now, 0.0)
-        begin = at + _SLOT.size
-        self._map[begin : begin + len(text)] = text
+        _SLOT_TEXT.pack_into(self._map, _BODIES_AT + slot * _BODY, generation, len(handle), len(task), now, 0.0, text)
         self._map[_MARKS_AT + slot] = 0
         self._map[_STATES_AT + slot] = HELD
         return slot

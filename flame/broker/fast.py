@@ -2,7 +2,8 @@
 
 nats-py matches every line it reads against up to seven regular expressions, builds a message object with decoded
 headers, puts it into a queue and wakes a task that calls an ``async`` callback; and it validates and formats every
-publish in several coroutines. Here a message is cut out of what was read and handed to a plain function, and a publish is one
+publish in several coroutines. Here a message is cut out of what was read and handed to a plain function, and a
+publish is one
 formatted command for the client's own writer. Everything else, from pings to reconnects, stays nats-py's.
 
 This leans on attributes that nats-py keeps to itself, so its version is bounded in `pyproject.toml`, and the

@@ -22,6 +22,7 @@ from flame.broker.seam import (
     Listener,
     LiveHandler,
     LiveMessage,
+    OnStored,
     RequestHandler,
     StoredMessage,
     StreamState,
@@ -81,11 +82,13 @@ async def connect(
     name: str = "flame",
     timeout_s: float = defaults.CONNECT_TIMEOUT_S,
     security: Security | None = None,
+    check: bool = True,
 ) -> JetStreamBroker:
     """Connect to a broker, or raise `BrokerUnavailable` within ``timeout_s`` that says what is wrong.
 
     ``security`` is by default what the environment says. A file of it that is no good raises `ConfigurationError`.
-    A connection that is lost later is made again for as long as it takes.
+    A connection that is lost later is made again for as long as it takes. Without ``check`` it is not made sure that
+    the server has JetStream: whoever has been given work that is stored there knows.
     """
     servers = check_endpoint(endpoint)
     if security is None:
@@ -94,7 +97,7 @@ async def connect(
     broker = JetStreamBroker(make_client(servers, security), _without_credentials(servers))
     try:
         async with asyncio.timeout(timeout_s):
-            await broker.open(servers, name, options)
+            await broker.open(servers, name, options, check=check)
     except TimeoutError:
         what = "no NATS server answered"
         if broker.connected:
@@ -129,7 +132,7 @@ class JetStreamBroker:
 
     # ---- the connection
 
-    async def open(self, servers: list[str], name: str, security: Mapping[str, Any]) -> None:
+    async def open(self, servers: list[str], name: str, security: Mapping[str, Any], *, check: bool) -> None:
         """Connect once, at every server, then keep reconnecting for ever."""
         fast.speed_up(self._nc)
         try:
@@ -151,7 +154,8 @@ class JetStreamBroker:
             raise self._not_connected(self._last_error or error) from error
         self._nc.options["max_reconnect_attempts"] = -1
         self._nc.options["reconnect_time_wait"] = RECONNECT_WAIT_S
-        await insist(self._nc, "INFO", None, f"connect to {self._endpoint}")
+        if check:
+            await insist(self._nc, "INFO", None, f"connect to {self._endpoint}")
         self._sender = Sender(self._nc)
         self._publisher = Publisher(self._nc, self._sender)
         await self._publisher.start()
@@ -224,7 +228,10 @@ class JetStreamBroker:
             if not lost.done():
                 lost.set_result(None)
         for listener in tuple(self._on_reconnect):
-            listener()
+            try:
+                listener()
+            except Exception:
+                log.exception("a listener for reconnects failed")
 
     async def _closed(self) -> None:
         if not self._closing:
@@ -384,6 +391,12 @@ class JetStreamBroker:
     ) -> asyncio.Future[int]:
         """See `flame.broker.seam.Broker.begin_store`."""
         return await self._publisher.publish(subject, data, timeout_s, then_acknowledge=then_acknowledge)
+
+    async def store_then(
+        self, subject: str, data: bytes, timeout_s: float, on_done: OnStored, then_acknowledge: str = ""
+    ) -> None:
+        """See `flame.broker.seam.Broker.store_then`."""
+        await self._publisher.publish_then(subject, data, timeout_s, on_done, then_acknowledge=then_acknowledge)
 
     async def store(self, subject: str, data: bytes, timeout_s: float) -> int:
         """See `flame.broker.seam.Broker.store`."""

@@ -12,12 +12,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from nats import errors as nats_errors
 
 from flame.broker.errors import Duplicate, NotAcknowledged, StreamMissing
 from flame.broker.fast import Sender, status_of, subscribe
+from flame.broker.seam import OnStored
 from flame.broker.wire import ACK, call, map_api_error, map_client_error
 from flame.errors import BrokerUnavailable, FlameError
 
@@ -34,18 +36,18 @@ _NOBODY: Final = "503"
 class _Publish:
     """A message on its way."""
 
-    __slots__ = ("data", "deadline", "future", "handle", "headers", "refused", "subject")
+    __slots__ = ("data", "deadline", "handle", "headers", "on_done", "refused", "subject")
 
     def __init__(
         self,
-        future: asyncio.Future[int],
+        on_done: OnStored,
         deadline: float,
         subject: str,
         data: bytes,
         headers: dict[str, str] | None,
         handle: str,
     ) -> None:
-        self.future = future
+        self.on_done = on_done
         self.deadline = deadline
         self.subject = subject
         self.data = data
@@ -91,10 +93,7 @@ class Publisher:
             self._repeating.cancel()
         waiting, self._waiting = self._waiting, {}
         for publish in waiting.values():
-            if not publish.future.done():
-                problem = NotAcknowledged(f"store on {publish.subject}: {reason}; it may have been stored")
-                publish.future.set_exception(problem)
-                publish.future.exception()  # whoever asked may be gone: no warning for that
+            publish.on_done(0, NotAcknowledged(f"store on {publish.subject}: {reason}; it may have been stored"))
 
     async def publish(
         self,
@@ -108,11 +107,24 @@ class Publisher:
 
         ``then_acknowledge`` names a delivery to be acknowledged once the subject holds a message.
         """
+        future: asyncio.Future[int] = self._loop.create_future()
+        await self.publish_then(subject, data, timeout_s, partial(_settle, future), headers, then_acknowledge)
+        return future
+
+    async def publish_then(
+        self,
+        subject: str,
+        data: bytes,
+        timeout_s: float,
+        on_done: OnStored,
+        headers: dict[str, str] | None = None,
+        then_acknowledge: str = "",
+    ) -> None:
+        """Send a message; ``on_done`` gets its sequence once it is stored, or why it isn't."""
         self._next += 1
         token = str(self._next)
-        future: asyncio.Future[int] = self._loop.create_future()
         deadline = self._loop.time() + timeout_s
-        self._waiting[token] = _Publish(future, deadline, subject, data, headers, then_acknowledge)
+        self._waiting[token] = _Publish(on_done, deadline, subject, data, headers, then_acknowledge)
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep)
         try:
@@ -125,7 +137,6 @@ class Publisher:
         except (nats_errors.Error, OSError) as error:
             self._waiting.pop(token, None)
             raise map_client_error(f"store on {subject}", error) from error
-        return future
 
     def _on_ack(self, subject: bytes, _reply: bytes, data: bytes, headers: bytes) -> None:
         token = subject[self._cut :].decode()
@@ -141,19 +152,13 @@ class Publisher:
         if publish.handle and (refusal is None or isinstance(refusal, Duplicate)):
             with contextlib.suppress(nats_errors.Error):  # disconnected: the delivery comes back, and is looked up
                 self._sender.send(publish.handle, ACK)
-        if publish.future.done():
-            return
-        if refusal is None:
-            publish.future.set_result(sequence)
-        else:
-            publish.future.set_exception(refusal)
+        publish.on_done(sequence, refusal)
 
     def _sweep(self) -> None:
         now = self._loop.time()
         for token in [token for token, publish in self._waiting.items() if publish.deadline <= now]:
             publish = self._waiting.pop(token)
-            if not publish.future.done():
-                publish.future.set_exception(publish.late())
+            publish.on_done(0, publish.late())
         self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep) if self._waiting else None
 
     # ---- while a stream has no leader
@@ -181,9 +186,6 @@ class Publisher:
         publish = self._waiting.get(token)
         if publish is None:
             return
-        if publish.future.done():  # nobody waits for it any more
-            del self._waiting[token]
-            return
         publish.refused = False
         try:
             await self._nc.publish(publish.subject, publish.data, self._prefix + token, publish.headers)
@@ -203,8 +205,7 @@ class Publisher:
                 exists[family] = await self._has_stream(publish.subject)
             if not exists[family]:
                 del self._waiting[token]
-                if not publish.future.done():
-                    publish.future.set_exception(StreamMissing(f"store on {publish.subject}: no stream takes it"))
+                publish.on_done(0, StreamMissing(f"store on {publish.subject}: no stream takes it"))
 
     async def _has_stream(self, subject: str) -> bool:
         try:
@@ -212,6 +213,16 @@ class Publisher:
         except FlameError:
             return True  # the cluster itself has no leader now
         return bool(answer.get("streams"))
+
+
+def _settle(future: asyncio.Future[int], sequence: int, error: FlameError | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(sequence)
+    else:
+        future.set_exception(error)
+        future.exception()  # whoever asked may be gone: no warning for that
 
 
 def _sequence(data: bytes) -> int:

@@ -18,6 +18,7 @@ from flame.broker.errors import ConsumerMissing
 from flame.broker.fast import Sender, description_of, status_of, subscribe
 from flame.broker.seam import Delivery
 from flame.broker.wire import API, SECOND_NS, map_client_error
+from flame.logs import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,11 +26,16 @@ if TYPE_CHECKING:
     from nats.aio.client import Client
     from nats.aio.subscription import Subscription
 
+log = get_logger("flame.broker.puller")
+
 HEARTBEAT_S: Final = 2.0
 _MISSED: Final = 2.5
 """Heartbeats without a sign after which a standing request is taken for lost."""
 _MORE_TIMEOUT_S: Final = 1.0
 """A request that doesn't wait may get no answer at all; this bounds the wait for one."""
+STRAY_S: Final = 0.3
+"""A delivery that comes after its burst, since a request was taken for lost and was not, is good for the next one for
+this long: whoever takes it counts its lease from then."""
 
 
 class JetStreamPuller:
@@ -50,6 +56,9 @@ class JetStreamPuller:
         """No request is under way."""
         self._missing: str = ""
         self._stopped = False
+        self._taking = False
+        self._stray_since = 0.0
+        """When the first delivery came that waits in `_arrived` without a burst."""
         self.forget: Callable[[], None] = lambda: None
         """Takes the connection's listener for reconnects back."""
 
@@ -59,6 +68,16 @@ class JetStreamPuller:
 
     async def burst(self, most: int, wait_s: float) -> list[Delivery]:
         """See `flame.broker.seam.Puller.burst`."""
+        if self._arrived and self._loop.time() - self._stray_since > STRAY_S:
+            log.warning("deliveries waited too long to be taken: they come again", what=self._what)
+            self._arrived.clear()
+        self._taking = True
+        try:
+            return await self._burst(most, wait_s)
+        finally:
+            self._taking = False
+
+    async def _burst(self, most: int, wait_s: float) -> list[Delivery]:
         if not self._nc.is_connected and not self._stopped:
             # A request made now would be sent after the reconnect, and might be answered when nobody waits any more.
             await self._sign(wait_s)
@@ -128,6 +147,8 @@ class JetStreamPuller:
     def _on_message(self, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         status = status_of(headers) if headers and not data else ""
         if not status:
+            if not self._taking and not self._arrived:
+                self._stray_since = self._loop.time()
             self._arrived.append(read_delivery(subject.decode(), reply.decode(), data))
         elif status == "100":
             pass  # a heartbeat: the request stands

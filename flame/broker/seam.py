@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from flame.errors import FlameError
 from flame.protocol.topology import BucketSpec, ConsumerSpec, StreamSpec
 
 
@@ -77,6 +78,8 @@ RequestHandler = Callable[[bytes], Awaitable[bytes]]
 SubjectHandler = Callable[[str, bytes], Awaitable[bytes]]
 EntryHandler = Callable[[Entry], None]
 Listener = Callable[[], None]
+OnStored = Callable[[int, FlameError | None], None]
+"""Gets the sequence of what was stored, or 0 and why it wasn't."""
 
 
 class Subscription(Protocol):
@@ -192,6 +195,11 @@ class Broker(Protocol):
         this one or (`Duplicate`) an earlier one. The future fails with `Duplicate`, `StreamFull`, `StreamMissing`, or
         `NotAcknowledged` after ``timeout_s``. Many may be under way at once; they are stored in the order of the calls.
         """
+
+    async def store_then(
+        self, subject: str, data: bytes, timeout_s: float, on_done: OnStored, then_acknowledge: str = ""
+    ) -> None:
+        """As `begin_store`, but call ``on_done`` instead of bringing a future: for the hot path. It must not raise."""
 
     async def store(self, subject: str, data: bytes, timeout_s: float) -> int:
         """Store a message and return its sequence. Errors as in `begin_store`."""

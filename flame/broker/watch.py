@@ -254,13 +254,14 @@ class Watch:
             await self._until_due()
             try:
                 await self._read()
-            except FlameError as error:
+                if self._on_repair is not None:
+                    self._on_repair()
+            except Exception as error:
+                if not isinstance(error, FlameError):
+                    log.exception("watch failed", what=self._what)
                 log.debug("watch interrupted", what=self._what, error=str(error))
                 self._again.set()
                 await asyncio.sleep(_RETRY_S)
-            else:
-                if self._on_repair is not None:
-                    self._on_repair()
 
     async def _until_due(self) -> None:
         """Wait until there is a reason to read everything again."""

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
+from pydantic import ValidationError
+
 from flame.broker.errors import NoResponders, NotAcknowledged
 from flame.broker.jetstream import connect as connect_broker
 from flame.broker.seam import Broker
@@ -14,7 +16,7 @@ from flame.client.ids import TaskIds, mint_session_id
 from flame.client.session import Session
 from flame.client.spec import SessionSpec
 from flame.config import resolve_endpoint
-from flame.errors import BrokerUnavailable, SchedulerUnavailable, SessionExists, Unavailable
+from flame.errors import BrokerUnavailable, MalformedMessage, SchedulerUnavailable, SessionExists, Unavailable
 from flame.protocol import defaults, subjects
 from flame.protocol.api import (
     ApplicationPage,
@@ -35,7 +37,7 @@ from flame.protocol.api import (
     Verb,
     read_answer,
 )
-from flame.protocol.records import ApplicationRecord, ApplicationSpec, ExecutorRecord, Record, SessionRecord
+from flame.protocol.records import ApplicationRecord, ApplicationSpec, ExecutorRecord, Record, SessionRecord, explain
 from flame.protocol.subjects import check_application, check_token
 
 R = TypeVar("R", bound=Record)
@@ -81,6 +83,11 @@ class Connection:
         self.keep_alive: object = None
         """Something that lives as long as the connection."""
         self._forget_reconnect = broker.on_reconnect(self._reconnected)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed: nothing can be asked or heard any more."""
+        return self._closed
 
     @property
     def endpoint(self) -> str:
@@ -231,7 +238,11 @@ class Connection:
 
     async def call(self, verb: Verb, request: Request, answer: type[R]) -> R:
         """Ask a scheduler; its refusals are raised as the exceptions they stand for."""
-        return answer.model_validate(await self._ask(verb, request), extra="ignore")
+        fields = await self._ask(verb, request)
+        try:
+            return answer.model_validate(fields, extra="ignore")
+        except ValidationError as error:
+            raise MalformedMessage(f"the answer to {verb.value}: {explain(error)}") from None
 
     async def request_close(self, session_id: str) -> SessionRecord:
         """Ask for a session's end and return what it is now."""
@@ -266,6 +277,8 @@ class Connection:
         repeat_until = 0.0 if verb in _ONCE else loop.time() + OUTAGE_PATIENCE_S
         pause_s = 0.05
         while True:
+            if self._closed:
+                raise BrokerUnavailable("the connection is closed; make another")
             try:
                 data = await self.broker.request(subjects.api(verb), request.encode(), defaults.REQUEST_TIMEOUT_S)
                 return read_answer(data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
@@ -64,6 +65,8 @@ class Session:
         self._reconcile_timer: asyncio.TimerHandle | None = None
         self._reconcile_wait_s = defaults.RECONCILE_FIRST_S
         self._reconciling: asyncio.Task[None] | None = None
+        self._missed_events = False
+        """The connection was lost since the last look: of what is outstanding nothing is too young to be looked up."""
         self._retries: set[asyncio.Task[None]] = set()
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._note(record)
@@ -136,13 +139,13 @@ class Session:
         """
         subjects.check_token("task", task_id)
         looks = await self._look_up([task_id])
-        task = Task(task_id, self.id, self.application, TaskState.PENDING)
+        handle = TaskHandle(task_id, self._record, b"", self._loop, None)
         record = looks.results.get(task_id)
         if record is not None:
-            return task.finished_by(ResultRecord.decode(record))
+            handle.finish(ResultRecord.decode(record))
+            return handle.task
         if task_id in looks.waiting:
-            known = self._outstanding.get(task_id)
-            return task if known is None else known.task
+            return self._outstanding.get(task_id, handle).task
         raise TaskNotFound(f"session {self.id} has no task {task_id!r}, or its result has aged out")
 
     async def close(self, *, timeout_s: float | None = None) -> None:
@@ -176,6 +179,8 @@ class Session:
     async def _submit(self, input: bytes | str, informer: TaskInformer | None) -> TaskHandle:
         if self._record.state is not SessionState.OPEN:
             raise self._ended_error()
+        if self._connection.closed:
+            raise BrokerUnavailable("the connection is closed; make another")
         if type(input) is not bytes:
             input = _as_bytes(input)
         payload = TaskMessage(input, informer is not None).encode()
@@ -187,20 +192,19 @@ class Session:
         while self._unacknowledged >= defaults.PUBLISH_WINDOW:
             await self._room()
         task_id = self._connection.task_ids.mint()
-        task = Task(task_id, self.id, self.application, TaskState.PENDING)
-        handle = TaskHandle(task, payload, self._loop.time(), informer)
+        handle = TaskHandle(task_id, self._record, payload, self._loop, informer)
         self._outstanding[task_id] = handle
         self._unacknowledged += 1
         try:
-            stored = await self._connection.broker.begin_store(self._task_prefix + task_id, payload, STORE_ATTEMPT_S)
+            await self._connection.broker.store_then(
+                self._task_prefix + task_id, payload, STORE_ATTEMPT_S, partial(self._on_stored, handle)
+            )
         except FlameError as error:
-            self._on_stored(handle, error)
+            self._on_stored(handle, 0, error)
         except BaseException:
             self._unacknowledged -= 1
             del self._outstanding[task_id]
             raise
-        else:
-            stored.add_done_callback(lambda future: self._on_stored(handle, future.exception()))
         if self._reconcile_timer is None:
             self._reconcile_timer = self._loop.call_later(self._reconcile_wait_s, self._reconcile_due)
         return handle
@@ -210,8 +214,8 @@ class Session:
             self._window = self._loop.create_future()
         await asyncio.shield(self._window)
 
-    def _on_stored(self, handle: TaskHandle, error: BaseException | None) -> None:
-        if error is None or handle.stored or isinstance(error, Duplicate):
+    def _on_stored(self, handle: TaskHandle, _sequence: int, error: FlameError | None) -> None:
+        if error is None or handle.stored or handle.done() or isinstance(error, Duplicate):
             self._stored(handle)
         elif isinstance(error, BrokerUnavailable):
             retry = self._loop.create_task(self._store_again(handle))
@@ -322,7 +326,7 @@ class Session:
             fault = TaskFault(ErrorCode.INTERNAL, f"the task's record can't be read: {error}")
             record = ResultRecord(TaskState.FAILED, error=fault)
         del self._outstanding[task_id]
-        handle.learn(handle.task.finished_by(record))
+        handle.finish(record)
         if not self._outstanding:
             self._quiet()
 
@@ -353,6 +357,7 @@ class Session:
     def reconcile_now(self) -> None:
         """Ask for everything outstanding: events may have been missed while the connection was gone."""
         self._reconcile_wait_s = defaults.RECONCILE_FIRST_S
+        self._missed_events = True
         self._look_now()
 
     def _look_now(self) -> None:
@@ -364,30 +369,34 @@ class Session:
         self._look_now()
 
     async def _reconcile(self) -> None:
+        failed = False
         try:
             found = await self._reconcile_once()
-        except Unavailable as error:
-            log.debug("could not look up what is outstanding", session=self.id, error=str(error))
-            found = True  # nothing is known: ask again as soon as at first
         except NotFound as error:
             self._lose_all(error)
             found = True
+        except FlameError as error:
+            log.debug("could not look up what is outstanding", session=self.id, error=str(error))
+            failed = found = self._missed_events = True  # nothing is known: ask again as soon as at first
         finally:
             self._reconciling = None
         self._reconcile_wait_s = (
             defaults.RECONCILE_FIRST_S if found else min(2 * self._reconcile_wait_s, defaults.RECONCILE_MAX_S)
         )
         if self._reconcile_timer is None and (self._outstanding or self._closing()):
-            wait_s = 0.2 if self._record.settled else self._reconcile_wait_s
+            hurry = (self._record.settled or self._missed_events) and not failed
+            wait_s = 0.2 if hurry else self._reconcile_wait_s
             self._reconcile_timer = self._loop.call_later(wait_s, self._reconcile_due)
 
     async def _reconcile_once(self) -> bool:
-        """Look up what has been outstanding for a while; tell whether anything had been missed."""
+        """Look up what has been outstanding for a while, or all of it; tell whether anything had been missed."""
         if not self._record.settled:
             self._note(await self._connection.get_session_record(self.id))
         ended = self._record.settled
-        oldest = self._loop.time() - (0 if ended else defaults.RECONCILE_FIRST_S)
-        due = [h.id for h in self._outstanding.values() if h.stored and (ended or h.created <= oldest)]
+        everything = ended or self._missed_events
+        oldest = self._loop.time() - defaults.RECONCILE_FIRST_S
+        due = [h.id for h in self._outstanding.values() if h.stored and (everything or h.created <= oldest)]
+        self._missed_events = False
         found = False
         for begin in range(0, len(due), LOOK_UP_LIMIT):
             page = due[begin : begin + LOOK_UP_LIMIT]
@@ -407,7 +416,7 @@ class Session:
         handle = self._outstanding.pop(task_id, None)
         if handle is not None:
             fault = TaskFault(ErrorCode.TASK_EXPIRED, "neither the task nor its result is kept any more")
-            handle.learn(handle.task.finished_by(ResultRecord(TaskState.FAILED, error=fault)))
+            handle.finish(ResultRecord(TaskState.FAILED, error=fault))
 
     async def _look_up(self, tasks: Iterable[str]) -> TaskLooks:
         request = LookUpTasks(application=self.application, session=self.id, tasks=tuple(tasks))
@@ -443,6 +452,8 @@ class Session:
                 except SessionNotFound:
                     return
                 except Unavailable as error:
+                    if self._connection.closed:
+                        raise
                     log.debug("could not look the session up", session=self.id, error=str(error))
         await self._idle()
 

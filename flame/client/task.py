@@ -17,6 +17,8 @@ from flame.protocol.states import TaskState
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from flame.protocol.records import SessionRecord
+
 log = get_logger("flame.client")
 
 
@@ -43,21 +45,6 @@ class Task:
     def started_by(self, event: RunningEvent) -> Task:
         """Return the task once it runs."""
         return replace(self, state=TaskState.RUNNING, executor=event.executor, attempt=event.attempt, started=event.at)
-
-    def finished_by(self, record: ResultRecord) -> Task:
-        """Return the task with its terminal record."""
-        return Task(
-            self.id,
-            self.session_id,
-            self.application,
-            record.state,
-            record.output,
-            record.error,
-            record.executor,
-            record.attempt,
-            record.started,
-            record.finished,
-        )
 
     def check(self) -> Task:
         """Return the task if it succeeded; otherwise raise what its state means."""
@@ -145,26 +132,48 @@ class Informing:
 class TaskHandle:
     """A task that was created. Await it for the finished `Task`; a failed one raises `flame.TaskFailed`."""
 
-    __slots__ = ("_informing", "_storing", "created", "future", "payload", "stored", "task")
+    __slots__ = (
+        "_informing",
+        "_storing",
+        "_task",
+        "application",
+        "created",
+        "future",
+        "id",
+        "payload",
+        "session_id",
+        "stored",
+    )
 
-    def __init__(self, task: Task, payload: bytes, created: float, informer: TaskInformer | None) -> None:
+    def __init__(
+        self,
+        task_id: str,
+        record: SessionRecord,
+        payload: bytes,
+        loop: asyncio.AbstractEventLoop,
+        informer: TaskInformer | None,
+    ) -> None:
         """Made by a session."""
-        self.task = task
-        """The latest known state."""
+        self.id = task_id
+        self.session_id = record.id
+        self.application = record.application
+        self._task: Task | None = None
         self.payload = payload
         """The encoded task, until it is stored: what to send again."""
-        self.created = created
+        self.created = loop.time()
         """The loop's time of creation."""
         self.stored = False
         """The broker has acknowledged it."""
-        self.future: asyncio.Future[Task] = asyncio.get_running_loop().create_future()
+        self.future: asyncio.Future[Task] = loop.create_future()
         self._storing: asyncio.Future[None] | None = None
         self._informing = None if informer is None else Informing(informer)
 
     @property
-    def id(self) -> str:
-        """The task's id."""
-        return self.task.id
+    def task(self) -> Task:
+        """The latest known state."""
+        if self._task is None:
+            self._task = Task(self.id, self.session_id, self.application, TaskState.PENDING)
+        return self._task
 
     def done(self) -> bool:
         """Whether the task has ended, or can't be waited for any more."""
@@ -206,13 +215,30 @@ class TaskHandle:
                 self._informing.update(self.task)
         self._settle_storing(error)
 
+    def finish(self, record: ResultRecord) -> None:
+        """Take the terminal record over, once."""
+        self.learn(
+            Task(
+                self.id,
+                self.session_id,
+                self.application,
+                record.state,
+                record.output,
+                record.error,
+                record.executor,
+                record.attempt,
+                record.started,
+                record.finished,
+            )
+        )
+
     def learn(self, task: Task) -> None:
         """Take a newer state over, once."""
         if self.future.done():
             return
         if not self.stored:
             self.mark_stored(None)  # what runs or has ended was stored, whether or not that was heard
-        self.task = task
+        self._task = task
         if self._informing is not None:
             self._informing.update(task)
         if task.state.terminal:
@@ -222,7 +248,7 @@ class TaskHandle:
         """Give the task up: nothing more can be learned of it."""
         if self.future.done():
             return
-        self.task = replace(self.task, error=TaskFault(error.code, str(error), type(error).__name__))
+        self._task = replace(self.task, error=TaskFault(error.code, str(error), type(error).__name__))
         if self._informing is not None:
             self._informing.lost(self.task)
         self.future.set_exception(error)

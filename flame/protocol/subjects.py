@@ -90,6 +90,11 @@ def parse_task(subject: str) -> TaskAddress:
     return _parse(subject, "task", 5)
 
 
+def stored_session(subject: str) -> str:
+    """Return the session of a task that is stored, legal or not: whatever a client wrote there must be got rid of."""
+    return subject.split(".")[3]
+
+
 def parse_result(subject: str) -> TaskAddress:
     """Return whose record a ``flame.result.…`` subject is; raise `MalformedMessage` for any other."""
     return _parse(subject, "result", 5)

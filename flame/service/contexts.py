@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 from flame.errors import InvalidArgument
 
@@ -21,6 +22,14 @@ class SessionContext:
     """Secrets handed to the session's executors only."""
 
 
+_NONE: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+def _none() -> Mapping[str, str]:
+    """Return one empty mapping for all: most tasks bring none."""
+    return _NONE
+
+
 @dataclass(slots=True)
 class TaskContext:
     """One task."""
@@ -30,9 +39,9 @@ class TaskContext:
     input: bytes
     attempt: int = 1
     """1 for the first run; higher where an executor was lost while running it."""
-    credentials: dict[str, str] = field(default_factory=dict, repr=False)
+    credentials: Mapping[str, str] = field(default_factory=_none, repr=False)
     """Secrets handed with this task."""
-    delegations: dict[str, str] = field(default_factory=dict, repr=False)
+    delegations: Mapping[str, str] = field(default_factory=_none, repr=False)
     """On whose behalf the task acts."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import replace
 from typing import Final
 
 from flame.broker.seam import Broker
@@ -13,6 +14,7 @@ from flame.protocol.codes import ErrorCode
 from flame.protocol.messages import LEAVE, Assignment, ExecutorReport, Orders, TaskFault
 from flame.protocol.states import EXECUTOR, ExecutorEvent
 from flame.service.contexts import SessionContext
+from flame.service.environment import EXECUTOR as EXECUTOR_VARIABLE
 from flame.service.environment import ExecutorEnvironment
 from flame.service.handlers import Handlers, fault_of
 from flame.service.reports import Reporter
@@ -20,6 +22,8 @@ from flame.service.tasks import TaskRunner
 
 log = get_logger("flame.executor")
 
+FORKED: Final = "forked"
+"""How a process was started that is a fork of a template."""
 FAILED: Final = 1
 """Exit status of an executor that could not enter or leave its session in order."""
 
@@ -27,22 +31,29 @@ FAILED: Final = 1
 class Executor:
     """Runs a service for the one session that its manager assigns."""
 
-    def __init__(self, service: object, environment: ExecutorEnvironment, broker: Broker) -> None:
-        """Run ``service`` over a connected broker."""
+    def __init__(self, service: object, environment: ExecutorEnvironment, broker: Broker, started: str = "") -> None:
+        """Run ``service`` over a connected broker; ``started`` says how this process was, if that is known."""
         self._service = service
         self._environment = environment
         self._broker = broker
+        self._started = started
         self._state = EXECUTOR.next(EXECUTOR.initial, ExecutorEvent.READY)
         self._fault: TaskFault | None = None
         self._runner: TaskRunner | None = None
         self._reporter = Reporter(broker, environment.node, environment.executor, self._snapshot)
 
-    async def serve(self) -> int:
-        """Live from the first report to the last; return the exit status."""
-        orders = await self._reporter.report()
-        if orders.want == LEAVE or orders.assignment is None:
-            return 0
-        assignment = orders.assignment
+    async def serve(self, assignment: Assignment | None = None) -> int:
+        """Live until the session has ended, or there is none to serve; return the exit status.
+
+        With ``assignment``, what the first report would ask for is known.
+        """
+        if assignment is None:
+            orders = await self._reporter.first_report()
+            if orders.want == LEAVE or orders.assignment is None:
+                return 0
+            assignment = orders.assignment
+            if orders.executor:
+                self._become(orders.executor, orders.folder)
         log.info("entering", session=assignment.session, executor=self._environment.executor)
         handlers = Handlers(self._service, assignment.concurrency)
         try:
@@ -58,10 +69,20 @@ class Executor:
         await self._reporter.report()
         return FAILED if self._fault is not None else 0
 
+    def _become(self, executor: str, folder: str) -> None:
+        """Take on a name and a folder: this process was started before it was known for which executor."""
+        self._environment = replace(self._environment, executor=executor)
+        os.environ[EXECUTOR_VARIABLE] = executor
+        self._reporter.rename(executor)
+        if folder:
+            os.chdir(folder)
+
     async def _enter(self, handlers: Handlers, assignment: Assignment) -> bool:
         """Run ``on_session_enter``; a failure is reported, and the manager tries elsewhere."""
         context = SessionContext(assignment.session, assignment.application, assignment.common_data)
         try:
+            if self._started == FORKED:
+                handlers.on_fork()
             await handlers.enter(context)
         except Exception as error:
             self._fault = fault_of(error)
@@ -111,7 +132,7 @@ class Executor:
         self._state = EXECUTOR.next(self._state, event)
 
     def _snapshot(self) -> ExecutorReport:
-        report = ExecutorReport(self._state, os.getpid(), self._fault)
+        report = ExecutorReport(self._state, os.getpid(), self._fault, started=self._started)
         return report if self._runner is None else self._runner.fill(report)
 
 

@@ -52,35 +52,34 @@ def _tasks() -> str:
 def _sockets() -> str:
     """Tell of connections, and of what waits for some. A pair of sockets, such as a loop's own, leads nowhere else."""
     found = []
-    for descriptor in os.listdir(_DESCRIPTORS):
+    for descriptor in _DESCRIPTORS.iterdir():
         with contextlib.suppress(OSError):
-            if os.readlink(_DESCRIPTORS / descriptor).startswith("socket:"):
-                found.append(_described(int(descriptor)))
+            if str(descriptor.readlink()).startswith("socket:"):
+                found.append(_described(int(descriptor.name)))
     return _counted(len(outside := [text for text in found if text]), "open socket", outside)
 
 
 def _described(descriptor: int) -> str:
     """Return where a socket leads; empty if that is within this process."""
     with socket.socket(fileno=os.dup(descriptor)) as copy:
-        try:
+        peer = None
+        with contextlib.suppress(OSError):
             peer = copy.getpeername()
-        except OSError:
-            peer = None
         if copy.family == socket.AF_UNIX:
             name = peer or copy.getsockname()
             return os.fsdecode(name) if name else ""
         if copy.family in (socket.AF_INET, socket.AF_INET6):
             host, port = (peer or copy.getsockname())[:2]
             return f"{'to' if peer else 'at'} {host} port {port}"
-        return copy.family.name if isinstance(copy.family, socket.AddressFamily) else str(copy.family)
+        return str(copy.family)
 
 
 def _threads() -> str:
     """Tell of threads that a fork does not end by itself: some libraries drop their own, as OpenBLAS does."""
-    if len(os.listdir(_THREADS)) > 1 and not _fork_and_forget():
+    if len(list(_THREADS.iterdir())) > 1 and not _fork_and_forget():
         return f"a fork of it hangs, for {_TRIAL_S:g} s at least"
     main = str(threading.main_thread().native_id)
-    others = [thread for thread in os.listdir(_THREADS) if thread != main]
+    others = [thread.name for thread in _THREADS.iterdir() if thread.name != main]
     names = {str(thread.native_id): thread.name for thread in threading.enumerate()}
     return _counted(len(others), "other thread", (names.get(other) or _command(other) for other in others))
 

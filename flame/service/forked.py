@@ -45,15 +45,23 @@ def become_executor(order: ForkOrder, stdout: int, stderr: int, close: Iterable[
             os.environ[name] = value
     os.chdir(order.folder)
     _limit(order.limits)
-    atexit._clear()  # what was registered before the fork is the template's to run
+    atexit._clear()  # noqa: SLF001 (what was registered before the fork is the template's to run)
     _reseed()
+
+
+def leave_loop(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any] | None) -> None:
+    """Forget that this thread runs a loop and a task, those that the template was called from."""
+    set_loop, leave_task = asyncio.events._set_running_loop, asyncio.tasks._leave_task  # noqa: SLF001 (for loops' own use)
+    set_loop(loop)  # some versions of Python have forgotten it by now
+    if task is not None:
+        leave_task(loop, task)
+    set_loop(None)
 
 
 def run_executor(serve: Callable[[], Coroutine[Any, Any, int]]) -> NoReturn:
     """Run a coroutine in a loop of its own and end this process with the status that it returns."""
     status = FAILED
     try:
-        _leave_parents_loop()
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             status = runner.run(serve())
     except SystemExit as request:
@@ -67,8 +75,8 @@ def run_executor(serve: Callable[[], Coroutine[Any, Any, int]]) -> NoReturn:
 def end_process(status: int) -> NoReturn:
     """End this process as the interpreter would, but without going up its stack."""
     try:
-        threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are no daemons
-        atexit._run_exitfuncs()
+        threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001 (waits for threads that are no daemons)
+        atexit._run_exitfuncs()  # noqa: SLF001
     except BaseException:  # noqa: BLE001 (as the interpreter does)
         traceback.print_exc()
     finally:
@@ -99,15 +107,6 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ImportError:
         return None
     return uvloop.new_event_loop
-
-
-def _leave_parents_loop() -> None:
-    """Forget that this thread runs the loop and the task that the template was called from."""
-    loop = asyncio.events._get_running_loop()
-    task = None if loop is None else asyncio.current_task(loop)
-    if loop is not None and task is not None:
-        asyncio.tasks._leave_task(loop, task)
-    asyncio.events._set_running_loop(None)
 
 
 def _limit(limits: dict[int, tuple[int, int]]) -> None:

@@ -23,14 +23,17 @@ class Handlers:
 
     def __init__(self, service: object, concurrency: int) -> None:
         """Take the methods of an instance."""
-        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="flame-service")
+        self._concurrency = concurrency
+        self._threads: ThreadPoolExecutor | None = None
+        self.on_fork: Callable[[], object] = getattr(service, "on_fork", _nothing_at_once)
         self.enter = self._coroutine(service, "on_session_enter")
         self.invoke = self._coroutine(service, "on_task_invoke")
         self.leave = self._coroutine(service, "on_session_leave")
 
     def close(self) -> None:
         """Let go of the threads; one that still runs user code is not waited for."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _coroutine(self, service: object, name: str) -> Handler:
         method = getattr(service, name, None)
@@ -45,6 +48,8 @@ class Handlers:
             return coroutine
 
         async def in_thread(*arguments: object) -> Any:
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(self._concurrency, thread_name_prefix="flame-service")
             call = functools.partial(contextvars.copy_context().run, _call, method, *arguments)
             result = await asyncio.get_running_loop().run_in_executor(self._threads, call)
             return await result if inspect.isawaitable(result) else result
@@ -62,6 +67,10 @@ def _call(method: Callable[..., Any], *arguments: object) -> Any:
 
 async def _nothing(*_: object) -> None:
     """Stand in for an optional method that a service doesn't have."""
+
+
+def _nothing_at_once() -> None:
+    """Stand in for one that is not ``async``."""
 
 
 def fault_of(error: BaseException) -> TaskFault:

@@ -12,7 +12,7 @@ from flame.cancel import end_task
 from flame.errors import BrokerUnavailable, MalformedMessage
 from flame.logs import get_logger
 from flame.protocol import subjects
-from flame.protocol.messages import ExecutorReport, Orders, decode_nudge
+from flame.protocol.messages import WAIT, ExecutorReport, Orders, decode_nudge
 
 log = get_logger("flame.executor")
 
@@ -33,8 +33,8 @@ class Reporter:
     def __init__(self, broker: Broker, node: str, executor: str, snapshot: Callable[[], ExecutorReport]) -> None:
         """Report what ``snapshot`` returns."""
         self._broker = broker
-        self._subject = subjects.executor_report(node, executor)
-        self._executor = executor
+        self._node = node
+        self.rename(executor)
         self._snapshot = snapshot
         self._woken = asyncio.Event()
         self._last: ExecutorReport | None = None
@@ -42,12 +42,24 @@ class Reporter:
         self._task: asyncio.Task[None] | None = None
         self._nudges: Subscription | None = None
 
-    async def report(self) -> Orders:
+    def rename(self, executor: str) -> None:
+        """Report as another executor from now on."""
+        self._subject = subjects.executor_report(self._node, executor)
+        self._executor = executor
+
+    async def first_report(self) -> Orders:
+        """Report to be told of a session, and return when there is one, or none to come."""
+        while (orders := await self.report(patient=True)).want == WAIT:
+            pass
+        return orders
+
+    async def report(self, *, patient: bool = False) -> Orders:
         """Report now and return the manager's answer, however long that takes: managers restart."""
         pause_s = PAUSE_S
         warned = False
         while True:
             report = self._snapshot()
+            report.patient = patient
             try:
                 answer = await self._broker.request(self._subject, report.encode(), TIMEOUT_S)
                 orders = Orders.decode(answer)

@@ -7,10 +7,11 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from flame.broker.errors import ConsumerMissing, Duplicate, StreamMissing
-from flame.broker.seam import Broker, Delivery, Puller
+from flame.broker.seam import Broker, Delivery, Entry, Puller
 from flame.cancel import end_tasks
 from flame.errors import BrokerUnavailable, ConfigurationError, FlameError, InvalidArgument, MalformedMessage
 from flame.ledger import Ledger
@@ -206,11 +207,19 @@ class TaskRunner:
             if len(self._running) >= self._assignment.concurrency:
                 break
             delivery = self._held.popleft()
-            run = self._spawn(self._run(delivery))
+            run = self._spawn(self._run_apart(delivery))
             self._running.setdefault(delivery.handle, _Run("", 1, 0.0, announced=True))
             run.add_done_callback(lambda _: self._wake())
         if self._held or len(self._running) >= self._assignment.concurrency:
             await self._next_end()
+
+    async def _run_apart(self, delivery: Delivery) -> None:
+        """Run one delivery beside others: a fault of ours must not take its place away for ever."""
+        try:
+            await self._run(delivery)
+        except Exception:
+            log.exception("a task could not be run; it comes again when its lease has run out", task=delivery.subject)
+            self._let_go(delivery.handle)
 
     async def _next_end(self) -> None:
         """Wait until a task or the storing of a record has ended."""
@@ -286,13 +295,16 @@ class TaskRunner:
                 found, entry = await asyncio.gather(
                     self._broker.last(self._result_stream, subject), attempts.get(subjects.task_key(delivery.subject))
                 )
-            except BrokerUnavailable:
+            except StreamMissing:
+                break  # its application is gone
+            except FlameError:
                 await asyncio.sleep(defaults.BACKOFF_FIRST_S)
                 continue
-            lost = 0 if entry is None or entry.value is None else Attempts.decode(entry.value).lost
             if found is not None:
-                await self._broker.acknowledge(delivery.handle)
+                with contextlib.suppress(BrokerUnavailable):  # it comes back, and is looked up again
+                    await self._broker.acknowledge(delivery.handle)
                 break
+            lost = _lost_with(entry)
             if lost >= defaults.POISON_LIMIT:
                 fault = TaskFault(ErrorCode.TASK_FAILED, f"given up: {lost} executors were lost while they ran it")
                 await self._store(
@@ -355,18 +367,15 @@ class TaskRunner:
         self._unstored += 1
         self._running.pop(delivery.handle, None)
         subject = self._result_prefix + delivery.subject[self._task_prefix :]
+        on_done = partial(self._on_stored, delivery, record, data)
         try:
-            stored = await self._broker.begin_store(subject, data, STORE_TIMEOUT_S, delivery.handle)
+            await self._broker.store_then(subject, data, STORE_TIMEOUT_S, on_done, delivery.handle)
         except FlameError as error:
-            self._on_stored(delivery, record, data, error)
-        else:
-            stored.add_done_callback(
-                lambda future: (
-                    None if future.cancelled() else self._on_stored(delivery, record, data, future.exception())
-                )
-            )
+            on_done(0, error)
 
-    def _on_stored(self, delivery: Delivery, record: ResultRecord, data: bytes, error: BaseException | None) -> None:
+    def _on_stored(
+        self, delivery: Delivery, record: ResultRecord, data: bytes, _sequence: int, error: FlameError | None
+    ) -> None:
         if error is None:
             if record.state is TaskState.SUCCEED:
                 self._succeeded += 1
@@ -386,7 +395,7 @@ class TaskRunner:
         self._wake()
 
     async def _store_again(
-        self, delivery: Delivery, record: ResultRecord, data: bytes, error: BaseException | None
+        self, delivery: Delivery, record: ResultRecord, data: bytes, error: FlameError | None
     ) -> None:
         """Keep trying to store a record: it must not be lost, and its lease is kept meanwhile."""
         subject = self._result_prefix + delivery.subject[self._task_prefix :]
@@ -403,7 +412,7 @@ class TaskRunner:
             except FlameError as again:
                 error = again
                 continue
-            self._on_stored(delivery, record, data, error)
+            self._on_stored(delivery, record, data, 0, error)
             return
 
     # ---- leaving
@@ -493,6 +502,17 @@ class TaskRunner:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         return task
+
+
+def _lost_with(entry: Entry | None) -> int:
+    """Return how many executors were lost while they ran a task. What can't be read must not stop the task."""
+    if entry is None or entry.value is None:
+        return 0
+    try:
+        return Attempts.decode(entry.value).lost
+    except MalformedMessage as error:
+        log.warning("a count of attempts can't be read", task=entry.key, error=str(error))
+        return 0
 
 
 def _open_ledger(path: str) -> Ledger | None:

@@ -6,9 +6,7 @@ waits synchronously, for its socket, for the manager's connection and for a desc
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import errno
 import gc
 import os
 import select
@@ -17,6 +15,7 @@ import socket
 import struct
 import sys
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,7 +23,8 @@ from typing import Final, NoReturn
 
 from flame.errors import MalformedMessage
 from flame.protocol.forking import Adopt, Ended, Finish, Forked, ForkOrder, NotForked, decode_for_template
-from flame.service.forked import default_signals, flush_streams
+from flame.service import sockets
+from flame.service.forked import FAILED, default_signals, end_process, flush_streams
 
 ORPHAN_S: Final = 60.0
 """Without a manager and without an executor a template ends after this long."""
@@ -45,7 +45,7 @@ class Template:
         """Listen at ``path``; raise `OSError` if that can't be. ``become`` must not return."""
         self._path = path
         self._become = become
-        self._listener = listen(path)
+        self._listener = sockets.listen(path)
         self._manager: socket.socket | None = None
         self._lifetime_fd = lifetime_fd
         self._executors: dict[int, tuple[str, int]] = {}
@@ -62,15 +62,17 @@ class Template:
         default_signals()
         gc.collect()
         gc.freeze()  # otherwise the first collection in a child would copy everything
-        status = 1
+        status = FAILED
         try:
             while not self._is_over():
                 self._serve_once()
             status = 0
-            atexit._run_exitfuncs()
+        except BaseException:  # noqa: BLE001 (above this is the service's own code, which has no part in this)
+            traceback.print_exc()
         finally:
-            flush_streams()
-            os._exit(status)
+            with contextlib.suppress(OSError):
+                Path(self._path).unlink(missing_ok=True)
+            end_process(status)
 
     # ---- waiting
 
@@ -190,16 +192,26 @@ class Template:
         try:
             pid = os.fork()
         except OSError as error:
-            self._unsent.append((NotForked(order.executor, error.strerror or errno.errorcode[error.errno]).encode(), -1))
+            self._refuse(order, error)
             return
         if pid == 0:
             try:
                 self._become(order, stdout, stderr, self._own_descriptors())
             finally:
-                os._exit(1)
-        descriptor = os.pidfd_open(pid)
+                os._exit(FAILED)
+        try:
+            descriptor = os.pidfd_open(pid)
+            copy = os.dup(descriptor)
+        except OSError as error:  # no descriptor is left: it could not be looked after
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            self._refuse(order, error)
+            return
         self._executors[descriptor] = (order.executor, pid)
-        self._unsent.append((Forked(order.executor, pid).encode(), os.dup(descriptor)))
+        self._unsent.append((Forked(order.executor, pid).encode(), copy))
+
+    def _refuse(self, order: ForkOrder, error: OSError) -> None:
+        self._unsent.append((NotForked(order.executor, f"fork: {error.strerror}").encode(), -1))
 
     def _own_descriptors(self) -> list[int]:
         """Return what a child has no use for; its siblings' are among it."""
@@ -218,24 +230,3 @@ class Template:
         if result is not None:
             status = result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
             self._unsent.append((Ended(executor, pid, status).encode(), -1))
-
-
-def listen(path: str) -> socket.socket:
-    """Listen at a path that only this user can connect to, however long it is."""
-    folder, name = os.path.split(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    try:
-        with open_folder(folder) as short:
-            listener.bind(f"{short}/{name}")
-        Path(path).chmod(0o600)  # nobody can connect before `listen`
-        listener.listen(8)
-        listener.setblocking(False)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
-
-
-@contextlib.contextmanager
-def open_folder(folder: str):
-    ...

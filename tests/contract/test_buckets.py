@@ -335,6 +335,25 @@ async def test_a_handler_that_raises_hears_the_next_change(bucket: Bucket) -> No
     assert [entry.key for entry in await heard.number(3)] == ["before", "k", "k"]
 
 
+async def test_a_listener_for_repairs_that_raises_ends_no_watch(
+    bucket: Bucket, same: Bucket, cut_off: CutOff
+) -> None:
+    heard: Heard[Entry] = Heard()
+    repaired: Heard[str] = Heard()
+
+    def failing() -> None:
+        repaired("again")
+        raise RuntimeError("a fault of the listener")
+
+    await bucket.watch(">", heard, failing)
+    async with cut_off():
+        pass
+    await repaired.number(1)
+    async with asyncio.timeout(LIMIT_S):
+        await same.put("k", b"v")
+    await heard.until(lambda all_of_it: values(all_of_it) == {"k": b"v"})
+
+
 async def test_values_stay_when_the_broker_was_away(bucket: Bucket, cut_off: CutOff) -> None:
     revision = await bucket.put("k", b"v")
     async with cut_off():

@@ -70,6 +70,21 @@ async def test_listeners_hear_of_every_reconnect_until_they_are_forgotten(broker
     assert await heard.number(3) == ["first", "second", "second"]
 
 
+async def test_a_listener_that_raises_hinders_no_other(broker: Broker, cut_off: CutOff) -> None:
+    heard: Heard[str] = Heard()
+
+    def failing() -> None:
+        heard("failing")
+        raise RuntimeError("a fault of the listener")
+
+    broker.on_reconnect(failing)
+    broker.on_reconnect(lambda: heard("other"))
+    for _ in range(2):
+        async with cut_off():
+            pass
+    assert await heard.number(4) == ["failing", "other"] * 2
+
+
 async def test_nothing_is_connected_while_the_broker_is_away(broker: Broker, cut_off: CutOff) -> None:
     async with cut_off(), asyncio.timeout(LIMIT_S):
         with pytest.raises(BrokerUnavailable):

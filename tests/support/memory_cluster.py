@@ -21,7 +21,7 @@ from flame.protocol.resources import Resources
 from flame.protocol.states import ExecutorState
 from flame.service.environment import ExecutorEnvironment
 from flame.service.executor import Executor
-from flame_services.executor_manager.assignment import read_briefing
+from flame_services.executor_manager.assignment import Superseded, read_briefing
 from flame_services.scheduler.cluster import found_cluster
 from flame_services.scheduler.control_api import ControlApi
 from flame_services.scheduler.planner import Planner
@@ -49,6 +49,7 @@ class MemoryManager:
         self.make_service = make_service
         self.broker = server.connect(node)
         self.executors: dict[str, asyncio.Task[None]] = {}
+        self.crashed: set[str] = set()
         self._assignments: dict[str, Assignment] = {}
         self._leaving: set[str] = set()
         self._bindings: dict[str, BindingRecord] = {}
@@ -88,6 +89,16 @@ class MemoryManager:
         )  # fmt: skip
         await self.broker.bucket(subjects.NODES).put(self.node, record.encode())
 
+    def crash(self, executor: str) -> None:
+        """End an executor as if it were killed, with what it was doing."""
+        self.crashed.add(executor)
+        self.executors[executor].cancel()
+
+    @property
+    def living(self) -> list[str]:
+        """The executors that have not ended."""
+        return [name for name, task in self.executors.items() if not task.done()]
+
     # ---- bindings
 
     def _on_binding(self, entry: Entry) -> None:
@@ -120,7 +131,7 @@ class MemoryManager:
             state=ExecutorState.STARTING, created=now, updated=now,
         )  # fmt: skip
         self._write(executor)
-        status = 0
+        status = 1
         try:
 
             async def brief() -> None:
@@ -133,8 +144,11 @@ class MemoryManager:
                 status = await Executor(self.make_service(), environment, broker).serve()
             finally:
                 await broker.close()
-        except FlameError:
-            status = 0  # superseded: it has nothing to do
+        except Superseded:
+            status = 0  # it has nothing to do
+        except asyncio.CancelledError:
+            if executor not in self.crashed:
+                raise
         record = self._records.get(executor)
         if record is not None:
             self._records[executor] = record.changed(state=ExecutorState.RELEASED, clean=status == 0, idle=False)

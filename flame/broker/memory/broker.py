@@ -19,17 +19,22 @@ from flame.broker.seam import (
     Listener,
     LiveHandler,
     LiveMessage,
+    OnStored,
     RequestHandler,
     StoredMessage,
     StreamState,
     SubjectHandler,
 )
 from flame.errors import BrokerUnavailable, FlameError
+from flame.logs import get_logger
 from flame.protocol.topology import BucketSpec, ConsumerSpec, StreamSpec
 
 if TYPE_CHECKING:
     from flame.broker.memory.consumer import MemoryConsumer
     from flame.broker.memory.server import MemoryServer
+
+
+log = get_logger("flame.broker.memory")
 
 
 class MemoryBroker:
@@ -85,7 +90,10 @@ class MemoryBroker:
         if self.connected:
             self._live.restored()
             for listener in tuple(self._on_reconnect):
-                listener()
+                try:
+                    listener()
+                except Exception:
+                    log.exception("a listener for reconnects failed")
 
     # ---- live messages
 
@@ -176,6 +184,20 @@ class MemoryBroker:
             len(data),
             acknowledge if then_acknowledge else None,
         )
+
+    async def store_then(
+        self, subject: str, data: bytes, timeout_s: float, on_done: OnStored, then_acknowledge: str = ""
+    ) -> None:
+        """See `flame.broker.seam.Broker.store_then`."""
+
+        def done(future: asyncio.Future[int]) -> None:
+            error = future.exception()
+            if error is None:
+                on_done(future.result(), None)
+            else:
+                on_done(0, error if isinstance(error, FlameError) else FlameError(str(error)))
+
+        (await self.begin_store(subject, data, timeout_s, then_acknowledge)).add_done_callback(done)
 
     async def store(self, subject: str, data: bytes, timeout_s: float) -> int:
         """See `flame.broker.seam.Broker.store`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from flame.broker.memory.clock import Clock, Timer
 from flame.broker.memory.faults import Chance
@@ -15,6 +15,9 @@ from flame.protocol.topology import ConsumerSpec, Retention
 
 if TYPE_CHECKING:
     from flame.broker.memory.stream import MemoryStream
+
+SILENCE_S: Final = 5.0
+"""After this long without a sign of it a request that stood is known to be lost."""
 
 
 class Pull:
@@ -48,6 +51,11 @@ class Pull:
         """Send a message."""
         self.most -= 1
         self._link.deliver(partial(self.take, delivery))
+
+    def lose(self, clock: Clock) -> None:
+        """Lose a message on its way. Whoever waits for it notices that the request is gone: nothing shows its life."""
+        self.most -= 1
+        clock.call_later(SILENCE_S, lambda: self._link.deliver(partial(self.end, "")))
 
 
 class MemoryConsumer:
@@ -151,7 +159,7 @@ class MemoryConsumer:
         self._handed_out += 1
         handle = f"{self._stream.spec.name}.{self.spec.name}.{count}.{sequence}.{self._handed_out}"
         if self._chance.happens(self._chance.faults.lose_deliveries):
-            pull.most -= 1
+            pull.lose(self._clock)
             return
         pull.give(Delivery(message.subject, message.data, handle, count, sequence, len(self._new)))
 

@@ -10,15 +10,41 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import psutil
 
+from flame_services.executor_manager import orphans
 from flame_services.executor_manager.launch import Launch
 
 _LOOK_S: Final = 0.05
 """Between looks, where the system can't tell when a process ends."""
 _VANISH_LOOK_S: Final = 0.01
+
+
+class Process(Protocol):
+    """A process group that is looked after, however it came into being."""
+
+    @property
+    def pid(self) -> int:
+        """Of its leader, and of the group."""
+
+    @property
+    def identity(self) -> str:
+        """See `identity`."""
+
+    @property
+    def ended(self) -> asyncio.Future[int]:
+        """Brings the status, negative after a signal, once the process has ended and the group was killed."""
+
+    def owns(self, pid: int) -> bool:
+        """Whether a process is one of this executor's."""
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the whole group, unless it has ended."""
+
+    async def vanished(self, limit_s: float) -> None:
+        """Wait until the killed group is gone; a process that hangs in the kernel is given up after ``limit_s``."""
 
 
 class ExecutorProcess:
@@ -37,6 +63,7 @@ class ExecutorProcess:
             start_new_session=True,
         )
         self.pid: Final = self._process.pid
+        orphans.claim(self.pid)
         self.identity: Final = identity(self.pid) or ""
         self.ended: Final[asyncio.Future[int]] = asyncio.get_running_loop().create_future()
         """Brings the status, negative after a signal, once the process has ended and the group was killed."""
@@ -44,9 +71,7 @@ class ExecutorProcess:
 
     def owns(self, pid: int) -> bool:
         """Whether a process is one of this executor's."""
-        with contextlib.suppress(OSError):
-            return pid > 0 and self.pid in (os.getsid(pid), os.getpgid(pid))
-        return False
+        return owned_by(self.pid, pid)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the whole group, unless it has ended."""
@@ -55,14 +80,13 @@ class ExecutorProcess:
 
     async def vanished(self, limit_s: float) -> None:
         """Wait until the killed group is gone; a process that hangs in the kernel is given up after ``limit_s``."""
-        deadline = time.monotonic() + limit_s
-        while group_is_alive(self.pid) and time.monotonic() < deadline:  # noqa: ASYNC110 (nobody tells of a group)
-            await asyncio.sleep(_VANISH_LOOK_S)
+        await group_vanished(self.pid, limit_s)
 
     def _end(self) -> None:
         # The group first: until its leader is reaped, nobody else can get its number.
         signal_group(self.pid, signal.SIGKILL)
         status = self._process.wait()
+        orphans.disclaim(self.pid)
         if not self.ended.done():
             self.ended.set_result(status)
 
@@ -111,6 +135,20 @@ def signal_group(leader: int, number: signal.Signals) -> None:
     """Send a signal to a process group that may be gone."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, number)
+
+
+def owned_by(leader: int, pid: int) -> bool:
+    """Whether a process is in the session or the group of a leader."""
+    with contextlib.suppress(OSError):
+        return pid > 0 and leader in (os.getsid(pid), os.getpgid(pid))
+    return False
+
+
+async def group_vanished(leader: int, limit_s: float) -> None:
+    """Wait until a killed group is gone; a process that hangs in the kernel is given up after ``limit_s``."""
+    deadline = time.monotonic() + limit_s
+    while group_is_alive(leader) and time.monotonic() < deadline:  # noqa: ASYNC110 (nobody tells of a group)
+        await asyncio.sleep(_VANISH_LOOK_S)
 
 
 def group_is_alive(leader: int) -> bool:

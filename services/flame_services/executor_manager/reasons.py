@@ -11,6 +11,8 @@ from flame.protocol.states import ExecutorState
 
 TAIL_LINES: Final = 10
 TAIL_BYTES: Final = 2048
+UNKNOWN: Final = 256
+"""Stands for the status of a process that ended while nobody could tell how: more than any status can be."""
 
 _WHEN: Final = {
     ExecutorState.STARTING: "before it was ready",
@@ -26,6 +28,8 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 def ended_by_itself(status: int, state: ExecutorState) -> str:
     """Say how a process ended that nobody ended; ``status`` is negative after a signal."""
     when = _WHEN.get(state, "")
+    if status == UNKNOWN:
+        return f"ended {when}; how is not known, its template being gone"
     if status < 0:
         return f"killed by signal {_signal(-status)} {when}"
     # A shell, or `uv run`, tells of its child's signal like this.

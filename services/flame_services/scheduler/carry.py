@@ -26,10 +26,6 @@ from flame_services.scheduler.view import Session, View
 
 log = get_logger("flame.scheduler")
 
-RETRY_S: Final = 0.5
-"""After a step that could not be finished."""
-
-
 def backoff_s(failures: int, random_unit: float) -> float:
     """Return how long to wait after so many failures in a row, with jitter from ``random_unit`` in [0, 1)."""
     if failures <= 0:
@@ -52,11 +48,14 @@ class Carrier:
         self._ack_wait_s = ack_wait_s
         self._loop = asyncio.get_running_loop()
 
-    async def carry_out(self, step: Step) -> None:
-        """Carry a step out. What fails is tried again by a later plan, since the view still shows the need."""
+    async def carry_out(self, step: Step) -> bool:
+        """Carry a step out and tell whether it is finished.
+
+        What is not is tried again by a later plan, since the view still shows the need.
+        """
         session = self._view.sessions.get(step.session)
         if session is None:
-            return
+            return True
         try:
             for key in step.reap:
                 await self._reap(session, key)
@@ -69,9 +68,11 @@ class Carrier:
             if step.settle:
                 await self._settle(session)
         except FlameError as error:
-            session.retry_at = self._loop.time() + RETRY_S
             log.warning("a step could not be finished; it is tried again", session=session.id, error=str(error))
-        self._review(session.id)
+            return False
+        finally:
+            self._review(session.id)
+        return True
 
     # ---- binding
 

@@ -191,11 +191,13 @@ class ControlApi:
             raise PayloadTooLarge(
                 f"common_data of {len(request.common_data)} bytes: the limit is {defaults.INLINE_LIMIT_BYTES}"
             )
+        if request.id is not None:
+            check_token("session", request.id)
         key = await self._keep_common_data(request)
         for _ in range(1 if request.id is not None else _MINT_ATTEMPTS):
             session_id = request.id or _mint(application.name)
             record = SessionRecord(
-                id=check_token("session", session_id),
+                id=session_id,
                 application=application.name,
                 options=request.options,
                 created=time.time(),
@@ -228,8 +230,10 @@ class ControlApi:
                 raise SessionNotFound(f"session {request.id} is not known; `flmctl list -s` shows those that are")
             try:
                 return await self._create_session(request.create.model_copy(update={"id": request.id}))
-            except SessionExists:
-                return await self._open_session(request)  # somebody else was quicker
+            except SessionExists:  # somebody else was quicker
+                found = await self._store.sessions.get(request.id)
+                if found is None:
+                    raise  # it exists, but can't be read
         record = found[0]
         _check_open(record)
         if request.create is not None:
@@ -303,11 +307,15 @@ class ControlApi:
             size = 0
             for begin in range(0, len(missing), 64):
                 some = missing[begin : begin + 64]
-                if size >= _ANSWER_BYTES:
+                if unread:
                     unread.extend(some)
                     continue
                 for task, data in zip(some, await self._results(application, session, some), strict=True):
-                    if data is not None:
+                    if data is None:
+                        continue
+                    if results and size + len(data) > _ANSWER_BYTES:
+                        unread.append(task)
+                    else:
                         results[task] = data
                         size += len(data)
         except StreamMissing:

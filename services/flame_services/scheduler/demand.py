@@ -175,13 +175,15 @@ class Demand:
             return
         self._suspects.discard(application)
         stored = await self._broker.subjects(stream, subjects.task(application, "*", "*"))
-        for session_id in {subjects.parse_task(subject).session for subject in stored}:
+        for session_id in {subjects.stored_session(subject) for subject in stored}:
             session = self._view.sessions.get(session_id)
             if session is None or (session.record.state is not SessionState.OPEN and session.record.settled):
                 self.settle_orphans(application, session_id)
             elif session_id in self._listening:
                 log.warning("the sweep found a task that nobody had noticed", session=session_id)
                 self._found(session_id)
+            elif not session.busy:
+                self.review(session_id)  # should its last executor have gone unseen, this listens, and looks at once
 
     async def _drop_if_left_over(self, stream: str, consumer: str) -> None:
         """Delete a consumer that no session's epoch belongs to: a scheduler ended between two steps."""

@@ -28,6 +28,8 @@ log = get_logger("flame.scheduler")
 
 AT_ONCE: Final = 64
 """Steps under way at most."""
+RETRY_S: Final = 0.5
+"""After a step that could not be finished, before anything else is done about its session."""
 
 
 class Planner:
@@ -108,16 +110,21 @@ class Planner:
 
     async def _carry_out(self, step: Step) -> None:
         try:
-            async with self._places:
-                await self._carrier.carry_out(step)
-        except Exception:
-            log.exception("a step failed", session=step.session)
-            await asyncio.sleep(1.0)  # whatever it is, not in a tight loop
+            if not await self._finished(step):
+                await asyncio.sleep(RETRY_S)
         finally:
             session = self._view.sessions.get(step.session)
             if session is not None:
                 session.busy = False
             self.wake()
+
+    async def _finished(self, step: Step) -> bool:
+        try:
+            async with self._places:
+                return await self._carrier.carry_out(step)
+        except Exception:
+            log.exception("a step failed", session=step.session)
+            return False
 
     def _on_session(self, session_id: str, _record: SessionRecord | None) -> None:
         session = self._view.sessions.get(session_id)

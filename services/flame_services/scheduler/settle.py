@@ -36,6 +36,8 @@ async def settle_tasks(broker: Broker, application: str, session_id: str, sessio
     """
     stream = subjects.task_stream(application)
     pattern = subjects.session_tasks(application, session_id)
+    task_prefix = subjects.task(application, session_id, "")
+    result_prefix = subjects.result(application, session_id, "")
     record = record_for(session_id, session).encode()
     written = 0
     while True:
@@ -44,17 +46,16 @@ async def settle_tasks(broker: Broker, application: str, session_id: str, sessio
         waiting = list(await broker.subjects(stream, pattern))
         if not waiting:
             return written
-        for begin in range(0, len(waiting), BATCH):
-            written += await _record(broker, waiting[begin : begin + BATCH], record)
-        await broker.purge(stream, pattern, last)
+        # Whatever a client made of a task's name: it is part of a subject, so it can be part of another one.
+        results = [result_prefix + subject.removeprefix(task_prefix) for subject in waiting]
+        for begin in range(0, len(results), BATCH):
+            written += await _record(broker, results[begin : begin + BATCH], record)
+        if last:  # with 0 everything would go, what was stored after the look included
+            await broker.purge(stream, pattern, last)
 
 
-async def _record(broker: Broker, tasks: list[str], record: bytes) -> int:
-    stores: list[asyncio.Future[int]] = []
-    for subject in tasks:
-        address = subjects.parse_task(subject)
-        result = subjects.result(address.application, address.session, address.task)
-        stores.append(await broker.begin_store(result, record, STORE_TIMEOUT_S))
+async def _record(broker: Broker, results: list[str], record: bytes) -> int:
+    stores = [await broker.begin_store(result, record, STORE_TIMEOUT_S) for result in results]
     new = 0
     fault: BaseException | None = None
     for outcome in await asyncio.gather(*stores, return_exceptions=True):

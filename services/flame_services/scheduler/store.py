@@ -43,14 +43,11 @@ class Table(Generic[R]):
         self._pattern = pattern
         self._feed = feed
         self._revisions: dict[str, int] = {}
+        """The newest of each key, or what its deletion here made of it, until the watch has heard of that too."""
 
     async def follow(self) -> Subscription:
         """Read everything, then go on hearing of changes."""
         return await self._bucket.watch(self._pattern, self._on_entry)
-
-    def revision(self, key: str) -> int:
-        """Return the revision of a key as last seen; 0 if it has none."""
-        return self._revisions.get(key, 0)
 
     async def get(self, key: str) -> tuple[R, int] | None:
         """Read a record from the broker itself."""
@@ -108,7 +105,11 @@ class Table(Generic[R]):
 
     def _on_entry(self, entry: Entry) -> None:
         if entry.value is None:
-            self._take(entry.key, None, max(entry.revision, self._revisions.get(entry.key, 0) + 1))
+            known = self._revisions.get(entry.key, 0)
+            if 0 < entry.revision < known:
+                return  # it has been written here since
+            self._take(entry.key, None, max(entry.revision, known + 1))
+            del self._revisions[entry.key]  # everything older was heard before this
             return
         record = decode_record(self._kind, entry.value)
         if record is None:
@@ -119,10 +120,7 @@ class Table(Generic[R]):
     def _take(self, key: str, record: R | None, revision: int) -> None:
         if revision <= self._revisions.get(key, 0):
             return
-        if record is None:
-            self._revisions.pop(key, None)
-        else:
-            self._revisions[key] = revision
+        self._revisions[key] = revision
         self._feed(key, record, revision)
 
 
