@@ -8,7 +8,9 @@
     ├── NotFound (LookupError)
     │   ├── ApplicationNotFound
     │   ├── SessionNotFound
-    │   └── TaskNotFound
+    │   ├── TaskNotFound
+    │   ├── ExecutorNotFound
+    │   └── NodeNotFound
     ├── Refused                       the cluster's state doesn't allow it; nothing was done
     │   ├── ApplicationExists
     │   ├── ApplicationDisabled
@@ -95,6 +97,18 @@ class TaskNotFound(NotFound):
     """The session has no task of this id, or its result has aged out."""
 
     code = ErrorCode.TASK_NOT_FOUND
+
+
+class ExecutorNotFound(NotFound):
+    """The cluster has no executor of this id: it has ended and its record is gone, or it never was."""
+
+    code = ErrorCode.EXECUTOR_NOT_FOUND
+
+
+class NodeNotFound(NotFound):
+    """No node of this name has registered with the cluster."""
+
+    code = ErrorCode.NODE_NOT_FOUND
 
 
 class Refused(FlameError):
@@ -232,6 +246,8 @@ _BY_CODE: dict[str, type[FlameError]] = {
         SessionFailed,
         SpecMismatch,
         TaskNotFound,
+        ExecutorNotFound,
+        NodeNotFound,
         QueueFull,
         UnsupportedVersion,
         Unavailable,

@@ -37,8 +37,6 @@ FREE: Final = 0
 HELD: Final = 1
 RUNNING: Final = 2
 
-KEPT_S: Final = 2.0
-"""A manager whose tick is older than this is away: the executor keeps its leases itself."""
 _STEAL_WAIT_S: Final = 0.1
 """The most that an executor waits for a manager that is stealing."""
 
@@ -134,10 +132,10 @@ class Ledger:
         """Whether the manager has taken a held delivery away."""
         return slot >= 0 and bool(self._map[_MARKS_AT + slot])
 
-    def kept_by_manager(self, now: float) -> bool:
-        """Whether the manager is there and keeps this executor's leases."""
+    def kept_by_manager(self, now: float, silence_s: float) -> bool:
+        """Whether the manager has given a sign within ``silence_s``, and so keeps this executor's leases."""
         tick: float = _TIME.unpack_from(self._map, _MANAGER_TICK_AT)[0]
-        return now - tick < KEPT_S
+        return now - tick < silence_s
 
     def kept_since(self) -> float:
         """Since when the manager has kept leases without a gap."""

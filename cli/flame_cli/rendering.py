@@ -18,12 +18,15 @@ _STATE_COLOURS: Final = {
     "Open": "green",
     "Bound": "green",
     "Ready": "green",
+    "Succeed": "green",
     "Binding": "yellow",
+    "Running": "yellow",
     "Closing": "yellow",
     "Disabled": "yellow",
     "Starting": "yellow",
     "Unbinding": "yellow",
     "Unknown": "yellow",
+    "Cancelled": "red",
     "Failed": "red",
     "NotReady": "red",
 }
@@ -92,6 +95,17 @@ def visible(text: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in text) or "-"
 
 
+def clipped(text: str, width: int) -> str:
+    """Cut a text to a width, with a mark where something is missing."""
+    return text if len(text) <= width else text[: max(0, width - 1)] + ELLIPSIS
+
+
+def coloured(text: str) -> str:
+    """Colour a state by what it says."""
+    name = _STATE_COLOURS.get(text.strip())
+    return text if name is None else f"{_COLOURS[name]}{text}{_RESET}"
+
+
 def state(value: str) -> str:
     """Write a state as one capitalised word: ``not ready`` is ``NotReady``."""
     return value.title().replace(" ", "")
@@ -140,11 +154,9 @@ def _shrink(columns: Sequence[Column], widths: dict[int, int], width: int) -> No
 
 
 def _cell(column: Column, text: str, width: int) -> str:
-    if len(text) > width:
-        text = text[: width - 1] + ELLIPSIS
+    text = clipped(text, width)
     return text.rjust(width) if column.right else text.ljust(width)
 
 
 def _coloured(column: Column, part: str) -> str:
-    name = _STATE_COLOURS.get(part.strip()) if column.state else None
-    return part if name is None else f"{_COLOURS[name]}{part}{_RESET}"
+    return coloured(part) if column.state else part

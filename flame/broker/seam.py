@@ -113,6 +113,7 @@ class Bucket(Protocol):
     async def watch(self, pattern: str, handler: EntryHandler, on_repair: Listener | None = None) -> Subscription:
         """Call ``handler`` for every value there is, return, and go on calling it for every change.
 
+        A value that is overwritten at once may be skipped, the last one never.
         After a reconnect or a lost message everything is read again: a handler may hear a value twice, and hears
         of keys that vanished meanwhile as deletions. ``on_repair`` is called after each such reading.
         """

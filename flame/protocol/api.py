@@ -21,7 +21,7 @@ from flame.protocol.records import (
     SessionOptions,
     SessionRecord,
 )
-from flame.protocol.states import NodeState
+from flame.protocol.states import NodeState, SessionState, TaskState
 
 
 class Verb(StrEnum):
@@ -29,6 +29,7 @@ class Verb(StrEnum):
 
     INFO = "info"
     REGISTER_APPLICATION = "register_application"
+    UPDATE_APPLICATION = "update_application"
     UNREGISTER_APPLICATION = "unregister_application"
     GET_APPLICATION = "get_application"
     LIST_APPLICATIONS = "list_applications"
@@ -37,8 +38,11 @@ class Verb(StrEnum):
     GET_SESSION = "get_session"
     LIST_SESSIONS = "list_sessions"
     CLOSE_SESSION = "close_session"
+    GET_EXECUTOR = "get_executor"
     LIST_EXECUTORS = "list_executors"
+    GET_NODE = "get_node"
     LIST_NODES = "list_nodes"
+    LIST_TASKS = "list_tasks"
     LOOK_UP_TASKS = "look_up_tasks"
 
 
@@ -57,13 +61,20 @@ class Request(Input):
 
 
 class Named(Request):
-    """One application or session."""
+    """One application, session, executor or node."""
 
     name: str
 
 
 class RegisterApplication(Request):
     """Register an application under a new name."""
+
+    name: str
+    spec: ApplicationSpec
+
+
+class UpdateApplication(Request):
+    """Give an application another specification."""
 
     name: str
     spec: ApplicationSpec
@@ -106,6 +117,29 @@ class List(Request):
     after: str = ""
     """The last name of the page before."""
     limit: int = Field(default=PAGE, ge=1, le=PAGE)
+
+
+class ListSessions(List):
+    """A page of the sessions for which all that is given holds."""
+
+    application: str | None = None
+    state: SessionState | None = None
+    labels: dict[str, str] = Field(default_factory=dict)
+    """They have each of these labels with this value."""
+
+
+class ListExecutors(List):
+    """A page of the executors for which all that is given holds."""
+
+    session: str | None = None
+    node: str | None = None
+
+
+class ListTasks(List):
+    """A page of a session's tasks, ordered by id."""
+
+    application: str
+    session: str
 
 
 class LookUpTasks(Request):
@@ -176,6 +210,23 @@ class NodePage(Record):
     """Some nodes."""
 
     items: tuple[NodeInfo, ...]
+    more: bool = False
+
+
+class TaskInfo(Record):
+    """A task as the scheduler knows it."""
+
+    id: str
+    state: TaskState
+    """Of an unfinished one `TaskState.RUNNING` is an inference: those that run are taken to be the oldest."""
+    record: bytes = b""
+    """The terminal record of a finished one, as stored."""
+
+
+class TaskPage(Record):
+    """Some tasks of one session."""
+
+    items: tuple[TaskInfo, ...]
     more: bool = False
 
 

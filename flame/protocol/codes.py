@@ -31,6 +31,8 @@ class ErrorCode(StrEnum):
     SPEC_MISMATCH = "spec_mismatch"
     """The session exists with another specification than the one asked for."""
     TASK_NOT_FOUND = "task_not_found"
+    EXECUTOR_NOT_FOUND = "executor_not_found"
+    NODE_NOT_FOUND = "node_not_found"
     TASK_FAILED = "task_failed"
     """The service raised, or the task was given up with its session."""
     TASK_CANCELLED = "task_cancelled"

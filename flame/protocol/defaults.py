@@ -21,6 +21,8 @@ WAITING_BYTES: Final = 8 * 1024**3
 ACK_WAIT_S: Final = 15.0
 LEASE_EXTENSION_S: Final = 5.0
 """How often a lease is extended, with that ``ack_wait``; see `extension_s`."""
+MANAGER_SILENCE_S: Final = 2.0
+"""After this long without a sign of its manager, an executor keeps its leases itself, with that ``ack_wait``."""
 LEASE_CERTAIN: Final = 0.8
 """The part of ``ack_wait`` during which a lease is certainly still held."""
 
@@ -59,6 +61,14 @@ RECONCILE_MAX_S: Final = 60.0
 
 RUNNING_NOTICE_S: Final = 0.1
 """A task that nobody listens for says that it runs only if it still does after this long."""
+
+
+def manager_silence_s(ack_wait_s: float) -> float:
+    """Return after which silence of its manager an executor keeps leases of ``ack_wait_s`` itself.
+
+    Together with the time between two extensions this is less than a lease is certain for.
+    """
+    return ack_wait_s * MANAGER_SILENCE_S / ACK_WAIT_S
 
 
 def extension_s(ack_wait_s: float) -> float:

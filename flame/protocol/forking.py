@@ -22,8 +22,8 @@ from flame.errors import MalformedMessage
 from flame.protocol.codec import VERSION, pack, unpack
 from flame.protocol.messages import Assignment
 
-LARGEST: Final = 128 * 1024
-"""Of an order. Well below what the smallest usual socket buffer takes, which is 208 KiB."""
+COMMON_DATA_BYTES: Final = 64 * 1024
+"""An assignment with more common data doesn't go with an order: a datagram must fit in the smallest usual buffer."""
 
 
 @dataclass(slots=True)
@@ -49,21 +49,17 @@ class ForkOrder:
     limits: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Limits of the system on its process, soft and hard, by the number that ``setrlimit`` knows them by."""
     assignment: Assignment | None = None
-    """Its session; ``None`` if it is too large for a datagram: then it comes in the answer to the first report."""
+    """Its session; ``None`` if that comes in the answer to its first report."""
 
     def encode(self) -> bytes:
-        """Return the datagram, without the assignment if that made it too large."""
-        data = self._encode(self.assignment)
-        return data if len(data) <= LARGEST else self._encode(None)
-
-    def _encode(self, assignment: Assignment | None) -> bytes:
+        """Return the datagram."""
         return _pack(
             "fork",
             executor=self.executor,
             folder=self.folder,
             environment=self.environment,
             limits=[(number, *limit) for number, limit in self.limits.items()],
-            assignment=None if assignment is None else assignment.fields(),
+            assignment=None if self.assignment is None else self.assignment.fields(),
         )
 
 

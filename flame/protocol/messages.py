@@ -51,6 +51,8 @@ class TaskFault:
     type: str = ""
     """The class of the exception that the service raised, if it raised one."""
     traceback: str = ""
+    details: bytes = b""
+    """What the service tells besides: the ``details`` of the exception that it raised, if those are bytes."""
 
     def fields(self) -> dict[str, Any]:
         """Return the map on the wire."""
@@ -59,6 +61,8 @@ class TaskFault:
             fields["type"] = self.type
         if self.traceback:
             fields["traceback"] = self.traceback
+        if self.details:
+            fields["details"] = self.details
         return fields
 
     @classmethod
@@ -73,6 +77,7 @@ class TaskFault:
             str(fields.get("message", "")),
             str(fields.get("type", "")),
             str(fields.get("traceback", "")),
+            _bytes(fields, "details"),
         )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self, TypeVar
+import json
+import re
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -16,6 +18,40 @@ from flame.protocol.subjects import check_application, check_token
 R = TypeVar("R", bound="Record")
 
 
+MAX_LABELS: Final = 32
+SCHEMA_BYTES: Final = 64 * 1024
+"""The most that one schema may hold, as JSON."""
+
+_LABEL = re.compile(r"[A-Za-z0-9_.\-/]{0,63}", re.ASCII)
+
+
+def _labels(labels: dict[str, str]) -> dict[str, str]:
+    """Refuse what is no set of labels."""
+    if len(labels) > MAX_LABELS:
+        raise ValueError(f"expected at most {MAX_LABELS} labels, got {len(labels)}")
+    for key, value in labels.items():
+        for what, text in (("key", key), ("value", value)):
+            if not _LABEL.fullmatch(text) or (what == "key" and not text):
+                raise ValueError(
+                    f"{what} {text[:80]!r} is no {what} of a label: expected {1 if what == 'key' else 0} to 63"
+                    " characters out of A-Z, a-z, 0-9, '_', '.', '-' and '/'"
+                )
+    return labels
+
+
+def _schema(schema: dict[str, Any]) -> dict[str, Any]:
+    """Refuse what JSON has no object for, or too large a one."""
+    try:
+        size = len(json.dumps(schema, allow_nan=False).encode())
+        if json.loads(json.dumps(schema)) != schema:
+            raise ValueError("a name in it is no text")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"expected a JSON object: {error}") from None
+    if size > SCHEMA_BYTES:
+        raise ValueError(f"expected a JSON object of at most {SCHEMA_BYTES} bytes, got {size}")
+    return schema
+
+
 def _name(what: str) -> AfterValidator:
     return AfterValidator(lambda value: check_token(what, value))
 
@@ -27,6 +63,8 @@ def _resources(value: object) -> object:
 ApplicationName = Annotated[str, AfterValidator(check_application)]
 SessionId = Annotated[str, _name("session")]
 NodeName = Annotated[str, _name("node")]
+Labels = Annotated[dict[str, str], AfterValidator(_labels)]
+Schema = Annotated[dict[str, Any], AfterValidator(_schema)]
 Amounts = Annotated[Resources, BeforeValidator(_resources), AfterValidator(Resources.check)]
 
 
@@ -95,6 +133,19 @@ class ApplicationSpec(Input):
     """Where the service starts; a folder of the node's own if empty."""
     description: str = ""
     labels: dict[str, str] = Field(default_factory=dict)
+    url: str = ""
+    """Where the service's package or its documentation is. Kept and shown; nothing is fetched from there."""
+    image: str = ""
+    """The container image of the service. Kept and shown; services are started as processes of their node."""
+    input_schema: Schema = Field(default_factory=dict)
+    """A JSON schema of the inputs of tasks, for those who call the service. Kept and shown; no input is checked by it.
+
+    Empty: nothing is said about them.
+    """
+    output_schema: Schema = Field(default_factory=dict)
+    """The same of outputs."""
+    common_data_schema: Schema = Field(default_factory=dict)
+    """The same of a session's common data."""
     max_instances: int = Field(default=defaults.MAX_INSTANCES, ge=1, le=10_000)
     """The most executors that one session may have."""
     min_instances: int = Field(default=defaults.MIN_INSTANCES, ge=0, le=10_000)
@@ -138,6 +189,8 @@ class SessionOptions(Input):
     """Higher is served first."""
     resources: Amounts = defaults.RESOURCES
     """Of each of its executors."""
+    labels: Labels = Field(default_factory=dict)
+    """What its creator calls it by; `list_sessions` finds it by them."""
 
 
 class ApplicationRecord(Record):
@@ -148,6 +201,8 @@ class ApplicationRecord(Record):
     state: ApplicationState = ApplicationState.ENABLED
     created: float
     """Unix seconds."""
+    updated: float = 0.0
+    """When its specification was last changed, Unix seconds; 0 if never."""
 
 
 class SessionRecord(Record):
@@ -205,6 +260,8 @@ class BindingRecord(Record):
     """For how long its consumer's deliveries are good after their last extension."""
     leave: bool = False
     """The executor is to leave its session and end."""
+    max_executors: int = 0
+    """How many the session's consumer was made for; 0 if that is not known."""
     created: float
 
 

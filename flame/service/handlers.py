@@ -101,7 +101,7 @@ def _text_of(error: BaseException) -> str:
 
 
 def _sendable(text: str) -> str:
-    """Limit a text in length, and to what has a UTF-8 form: half of a surrogate pair, as in some file names, has none."""
+    """Limit a text in length, and to what has a UTF-8 form: half of a surrogate pair, as in file names, has none."""
     text = text.encode("utf-8", "backslashreplace").decode()
     return (
         text

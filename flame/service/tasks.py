@@ -81,6 +81,7 @@ class TaskRunner:
         self._ledger = _open_ledger(assignment.ledger)
         self._leases = Leases(assignment.ack_wait_s)
         self._extension_s = defaults.extension_s(assignment.ack_wait_s)
+        self._silence_s = defaults.manager_silence_s(assignment.ack_wait_s)
         self._slots: dict[str, int] = {}
         """The ledger's slot of each delivery that is held, runs, or whose record is on its way."""
         self._busy = asyncio.Event()
@@ -323,7 +324,7 @@ class TaskRunner:
         if self._leases.holds(handle, now):
             return True
         ledger = self._ledger
-        if ledger is None or self._slots.get(handle, -1) < 0 or not ledger.kept_by_manager(now):
+        if ledger is None or self._slots.get(handle, -1) < 0 or not ledger.kept_by_manager(now, self._silence_s):
             return False
         return self._leases.lapses_at(handle) >= ledger.kept_since()
 
@@ -474,7 +475,9 @@ class TaskRunner:
     async def _keep_leases(self, now: float) -> None:
         """Extend leases, unless the manager does so."""
         ledger = self._ledger
-        kept_since = ledger.kept_since() if ledger is not None and ledger.kept_by_manager(now) else None
+        kept_since = (
+            ledger.kept_since() if ledger is not None and ledger.kept_by_manager(now, self._silence_s) else None
+        )
         try:
             for handle in self._leases.due(now, self._extension_s, kept_since):
                 if kept_since is None or self._slots.get(handle, -1) < 0:

@@ -280,9 +280,7 @@ async def test_a_lease_that_is_extended_does_not_run_out(broker: Broker, other: 
     assert names(await take(next_one, 1)) == ["a"]
 
 
-async def test_a_task_that_is_handed_back_comes_again_at_once(
-    broker: Broker, other: Broker, application: str
-) -> None:
+async def test_a_task_that_is_handed_back_comes_again_at_once(broker: Broker, other: Broker, application: str) -> None:
     spec = consumer_of(application)
     await ask(broker, application, ["a", "b", "c"])
     first, second = await pull(broker, spec), await pull(other, spec)

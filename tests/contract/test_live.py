@@ -203,7 +203,9 @@ async def test_the_first_message_is_not_told_after_a_stop(broker: Broker, name: 
     assert not heard.done()
 
 
-async def test_the_first_message_is_told_after_a_lost_connection_too(broker: Broker, cut_off: CutOff, name: str) -> None:
+async def test_the_first_message_is_told_after_a_lost_connection_too(
+    broker: Broker, cut_off: CutOff, name: str
+) -> None:
     heard, _ = await broker.first(name)
     async with cut_off():
         pass

@@ -110,6 +110,34 @@ async def test_many_are_stored_at_once_in_the_order_of_the_calls(broker: Broker,
     assert (await broker.stream_state(name)).messages == 1000
 
 
+async def test_many_are_stored_at_once_with_a_call_for_each_end(broker: Broker, name: str) -> None:
+    await broker.ensure_stream(one_each(name, most=100))
+    ends: Heard[tuple[str, int, str]] = Heard()
+    subjects_ = [f"{name}.{n % 90}" for n in range(110)]  # 20 of them twice
+    for subject in [*subjects_, f"{name}.x", *(f"{name}.full{n}" for n in range(20))]:
+
+        def ended(sequence: int, error: FlameError | None, subject: str = subject) -> None:
+            ends((subject, sequence, type(error).__name__))
+
+        await broker.store_then(subject, b"", LIMIT_S, ended)
+    heard = await ends.number(131)
+    stored = [(subject, sequence) for subject, sequence, error in heard if error == "NoneType"]
+    assert [sequence for _, sequence in stored] == list(range(1, 101))
+    assert [subject for subject, _ in stored[:91]] == [*subjects_[:90], f"{name}.x"]
+    refused = [error for _, sequence, error in heard if sequence == 0]
+    assert sorted(refused) == ["Duplicate"] * 20 + ["StreamFull"] * 11
+
+
+async def test_what_can_not_be_sent_is_told_to_who_stores_it(broker: Broker, cut_off: CutOff, name: str) -> None:
+    await broker.ensure_stream(plain(name))
+    ends: Heard[str] = Heard()
+    async with cut_off():
+        with pytest.raises(BrokerUnavailable):
+            await broker.request("nobody", b"", 0.2)  # by now the connection is known to be lost
+        await broker.store_then(f"{name}.a", b"", 0.1, lambda _, error: ends(type(error).__name__))
+        assert await ends.number(1) == ["NotAcknowledged"]
+
+
 async def test_what_no_stream_takes_is_refused(broker: Broker, name: str) -> None:
     with pytest.raises(StreamMissing):
         await broker.store(f"{name}.a", b"", LIMIT_S)
@@ -132,7 +160,9 @@ async def test_a_store_that_nobody_waits_for_is_stored_all_the_same(broker: Brok
     assert (await broker.stream_state(name)).messages == 2
 
 
-async def test_a_store_that_is_not_acknowledged_in_time_may_have_happened(broker: Broker, cut_off: CutOff, name: str) -> None:
+async def test_a_store_that_is_not_acknowledged_in_time_may_have_happened(
+    broker: Broker, cut_off: CutOff, name: str
+) -> None:
     await broker.ensure_stream(plain(name))
     async with cut_off():
         with pytest.raises(BrokerUnavailable):
@@ -153,7 +183,9 @@ async def test_stores_under_way_end_when_the_connection_is_closed(broker: Broker
     assert all(isinstance(end, NotAcknowledged) for end in ends)
 
 
-async def test_what_was_acknowledged_is_there_after_the_broker_was_away(broker: Broker, cut_off: CutOff, name: str) -> None:
+async def test_what_was_acknowledged_is_there_after_the_broker_was_away(
+    broker: Broker, cut_off: CutOff, name: str
+) -> None:
     await broker.ensure_stream(plain(name))
     stores = [await broker.begin_store(f"{name}.{n}", str(n).encode(), LIMIT_S) for n in range(200)]
     await asyncio.gather(*stores)
@@ -205,12 +237,11 @@ async def test_a_full_stream_refuses_what_is_new(broker: Broker, name: str) -> N
 
 async def test_a_stream_that_holds_too_many_bytes_is_full(broker: Broker, name: str) -> None:
     await broker.ensure_stream(replace(one_each(name), max_bytes=100_000))
-    stored = 0
-    with pytest.raises(StreamFull):
-        while stored < 200:
-            await broker.store(f"{name}.{stored}", b"x" * 1000, LIMIT_S)
-            stored += 1
-    assert 50 < stored <= 100
+    stores = [await broker.begin_store(f"{name}.{n}", b"x" * 1000, LIMIT_S) for n in range(200)]
+    ends = await asyncio.gather(*stores, return_exceptions=True)
+    stored = [end for end in ends if isinstance(end, int)]
+    assert 50 < len(stored) <= 100
+    assert {type(end) for end in ends} == {int, StreamFull}
 
 
 async def test_a_second_message_in_a_full_stream_is_a_duplicate_and_not_one_too_many(broker: Broker, name: str) -> None:

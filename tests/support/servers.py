@@ -48,7 +48,7 @@ class Server:
     """One nats-server with a configuration of its own, that can be killed and started again."""
 
     def __init__(self, folder: Path, file: str, port: int, edits: Edits, environment: Mapping[str, str]) -> None:
-        folder.mkdir()
+        folder.mkdir(parents=True)
         self.name = folder.name
         self.port = port
         self.log = folder / "server.log"

@@ -7,6 +7,7 @@ thread. The other clocks go with it, and what is random comes from the seed.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import secrets
 import selectors
@@ -51,12 +52,25 @@ class _Selector(selectors.SelectSelector):
         return super().select(0)
 
 
+class _Task(asyncio.Task[Any]):
+    """A task whose place in a set doesn't depend on where it lies in memory."""
+
+    def __init__(self, number: int, *args: Any, **kwargs: Any) -> None:
+        self._number = number
+        super().__init__(*args, **kwargs)
+
+    def __hash__(self) -> int:
+        return self._number
+
+
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """A loop that begins at 0 and jumps to the next timer when nothing is ready."""
 
     def __init__(self) -> None:
         self._virtual = _Selector()
         super().__init__(self._virtual)
+        numbers = itertools.count()
+        self.set_task_factory(lambda loop, coro, **kwargs: _Task(next(numbers), coro, loop=loop, **kwargs))
 
     def time(self) -> float:
         return self._virtual.now

@@ -49,13 +49,11 @@ ILLEGAL: Final = (
 )
 """Names that must be refused wherever one is taken."""
 
-illegal_names: Final = st.one_of(
-    st.sampled_from(ILLEGAL), st.text().filter(lambda text: LEGAL.fullmatch(text) is None)
-)
+illegal_names: Final = st.one_of(st.sampled_from(ILLEGAL), st.text().filter(lambda text: LEGAL.fullmatch(text) is None))
 
-plain_text: Final = st.text(st.characters(exclude_categories=("Cs",)), max_size=40)
+plain_text: Final = st.text(st.characters(codec="utf-8"), max_size=40)
 """Text that has a UTF-8 form."""
-safe_text: Final = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=40)
+safe_text: Final = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40)
 """Text that a system call takes."""
 times: Final = st.floats(min_value=0, max_value=4e9, allow_nan=False)
 counts: Final = st.integers(min_value=0, max_value=2**40)
@@ -102,14 +100,19 @@ def _of_type(kind: Any, limits: typing.Sequence[Any] = ()) -> st.SearchStrategy[
         return st.lists(_of_type(arguments[0]), max_size=3).map(tuple)
     if origin is dict:
         return st.dictionaries(_of_type(arguments[0]), _of_type(arguments[1]), max_size=3)
+    if kind in _SIMPLE:
+        return _SIMPLE[kind]
     if kind in (int, float):
-        least = next((limit.ge for limit in limits if isinstance(limit, annotated_types.Ge)), 0)
-        most = next((limit.le for limit in limits if isinstance(limit, annotated_types.Le)), 4_000_000_000)
+        least: Any = next((limit.ge for limit in limits if isinstance(limit, annotated_types.Ge)), 0)
+        most: Any = next((limit.le for limit in limits if isinstance(limit, annotated_types.Le)), 4_000_000_000)
         return st.integers(least, most) if kind is int else st.floats(least, most, allow_nan=False)
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return st.sampled_from(kind)
-    if kind is Resources:
-        return amounts
-    if isinstance(kind, type) and (is_dataclass(kind) or issubclass(kind, BaseModel)):
-        return made_of_fields(kind)
-    return {bytes: st.binary(max_size=100), str: plain_text, bool: st.booleans(), type(None): st.none()}[kind]
+    return st.sampled_from(kind) if issubclass(kind, Enum) else made_of_fields(kind)
+
+
+_SIMPLE: Final[dict[Any, st.SearchStrategy[Any]]] = {
+    bytes: st.binary(max_size=100),
+    str: plain_text,
+    bool: st.booleans(),
+    type(None): st.none(),
+    Resources: amounts,
+}

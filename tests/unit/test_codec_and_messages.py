@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable
 from typing import Any, Protocol, Self
@@ -32,7 +33,7 @@ from flame.protocol.messages import (
     encode_nudge,
 )
 from flame.protocol.records import SessionOptions
-from flame.protocol.states import ExecutorState, TaskState
+from flame.protocol.states import TaskState
 from tests.unit.strategies import amounts, anything, made_of_fields, newer_keys, plain_text
 
 
@@ -61,7 +62,9 @@ messages = st.sampled_from(list(MESSAGES)).flatmap(lambda kind: MESSAGES[kind])
 
 
 def test_every_kind_of_message_is_tested_here() -> None:
-    kinds = {value for value in vars(protocol).values() if inspect.isclass(value) and value.__module__ == protocol.__name__}
+    kinds = {
+        value for value in vars(protocol).values() if inspect.isclass(value) and value.__module__ == protocol.__name__
+    }
     assert {kind for kind in kinds if hasattr(kind, "decode")} == set(MESSAGES)
 
 
@@ -76,10 +79,8 @@ def test_a_map_comes_back_as_it_was(fields: dict[str, Any]) -> None:
 
 @given(st.binary(max_size=200))
 def test_rubbish_is_malformed_and_nothing_else(data: bytes) -> None:
-    try:
+    with contextlib.suppress(MalformedMessage):
         unpack(data)
-    except MalformedMessage:
-        pass
 
 
 @pytest.mark.parametrize("value", [None, 1, "text", b"bytes", [], [{"v": 1}], True])
@@ -147,10 +148,8 @@ def test_a_damaged_message_is_malformed_or_another_message(message: Message, dat
     place = data.draw(st.integers(0, len(whole) - 1))
     whole[place] = data.draw(st.integers(0, 255))
     damaged = bytes(whole[: data.draw(st.integers(0, len(whole)))])
-    try:
+    with contextlib.suppress(MalformedMessage):
         type(message).decode(damaged)
-    except MalformedMessage:
-        pass
 
 
 @given(messages, st.data())
@@ -160,10 +159,8 @@ def test_a_message_with_a_field_of_any_other_type_never_raises_anything_else(
     fields = unpack(message.encode())
     name = data.draw(st.sampled_from(sorted(fields)))
     fields[name] = data.draw(anything)
-    try:
+    with contextlib.suppress(MalformedMessage):
         type(message).decode(pack(fields))
-    except MalformedMessage:
-        pass
 
 
 @pytest.mark.parametrize("decoder", DECODERS)

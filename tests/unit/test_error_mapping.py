@@ -64,7 +64,9 @@ def test_every_error_of_the_client_becomes_one_of_ours(kind: type[Exception]) ->
     assert len(str(mapped)) > len("read s: ")
 
 
-@pytest.mark.parametrize("error", [OSError(111, "Connection refused"), ConnectionResetError("reset"), BrokenPipeError()])
+@pytest.mark.parametrize(
+    "error", [OSError(111, "Connection refused"), ConnectionResetError("reset"), BrokenPipeError()]
+)
 def test_an_error_of_the_socket_is_the_brokers(error: OSError) -> None:
     assert type(map_client_error("read s", error)) is BrokerUnavailable
 

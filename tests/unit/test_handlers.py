@@ -323,7 +323,9 @@ async def test_an_exception_whose_text_can_not_be_had_is_a_fault_all_the_same(
 
 
 @BOTH
-async def test_the_end_of_an_iterator_is_a_fault_and_no_endless_wait(service: type[Any], handlers_of: HandlersOf) -> None:
+async def test_the_end_of_an_iterator_is_a_fault_and_no_endless_wait(
+    service: type[Any], handlers_of: HandlersOf
+) -> None:
     fault = await _fault_of(handlers_of(service(lambda: StopIteration(3))))
     assert fault.type == "RuntimeError"
     assert "raised StopIteration" in fault.message

@@ -43,7 +43,9 @@ class Echo:
         return context.input
 
 
-def virtually(limit_s: float = 3600.0) -> Callable[[Callable[[MemoryCluster], Coroutine[Any, Any, None]]], Callable[[], None]]:
+def virtually(
+    limit_s: float = 3600.0,
+) -> Callable[[Callable[[MemoryCluster], Coroutine[Any, Any, None]]], Callable[[], None]]:
     """Run a test in virtual time with a cluster of its own."""
 
     def decorate(test: Callable[[MemoryCluster], Coroutine[Any, Any, None]]) -> Callable[[], None]:
@@ -288,7 +290,9 @@ async def test_an_answer_that_can_not_be_read_is_a_flame_error(cluster: MemoryCl
 
 
 @virtually()
-async def test_what_ended_while_the_connection_was_gone_is_learned_soon_after_it_is_back(cluster: MemoryCluster) -> None:
+async def test_what_ended_while_the_connection_was_gone_is_learned_soon_after_it_is_back(
+    cluster: MemoryCluster,
+) -> None:
     client = cluster.client()
     session = await client.create_session(await cluster.application())
     await session.invoke("warm", timeout_s=60)

@@ -72,8 +72,7 @@ def test_a_lease_whose_extension_could_not_be_sent_is_as_old_as_before() -> None
         sent.append(handle)
 
     with pytest.raises(ConnectionError):
-        for handle in leases.due(5.0, age_s=2.0):
-            extend(handle)
+        list(map(extend, leases.due(5.0, age_s=2.0)))
     (extended,) = sent
     (other,) = {"a", "b"} - {extended}
     assert leases.holds(extended, CERTAIN_S)

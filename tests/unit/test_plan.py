@@ -36,9 +36,7 @@ MIB = 2**20
 
 def node(name: str, cpu: float = 4.0, *, memory: int = 2**40, gpu: int = 0, stopping: bool = False) -> NodeRecord:
     capacity = Resources(cpu, memory, gpu)
-    return NodeRecord(
-        name=name, hostname=name, arch="x", os="y", capacity=capacity, started=1.0, stopping=stopping
-    )
+    return NodeRecord(name=name, hostname=name, arch="x", os="y", capacity=capacity, started=1.0, stopping=stopping)
 
 
 def application(name: str = APPLICATION, **spec: Any) -> ApplicationRecord:
@@ -626,7 +624,9 @@ def test_a_session_of_an_application_that_is_gone_can_still_be_ended() -> None:
 # ---- how many executors a session should have
 
 
-def known(state: ExecutorState = ExecutorState.BOUND, *, idle: bool = False, pending: int = 0, rate: float = 0.0) -> Executor:
+def known(
+    state: ExecutorState = ExecutorState.BOUND, *, idle: bool = False, pending: int = 0, rate: float = 0.0
+) -> Executor:
     record = executor(binding("s", "n", "x"), state, idle=idle, pending=pending)
     return Executor(record, rate=rate)
 
@@ -667,7 +667,9 @@ def test_a_backlog_that_the_present_executors_can_not_work_off_soon_gets_more(
     st.integers(0, 5),
     st.integers(5, 10),
     st.booleans(),
-    st.lists(st.none() | st.builds(known, st.sampled_from(ExecutorState), idle=st.booleans(), pending=st.integers(0, 50))),
+    st.lists(
+        st.none() | st.builds(known, st.sampled_from(ExecutorState), idle=st.booleans(), pending=st.integers(0, 50))
+    ),
 )
 def test_a_session_has_neither_less_than_its_least_nor_more_than_its_most(
     least: int, most: int, demand: bool, serving: list[Executor | None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 from typing import Any
@@ -95,10 +96,8 @@ def test_rubbish_is_never_taken_for_a_record(kind: type[Record], data: bytes) ->
 def test_a_record_with_a_field_of_any_other_type_is_read_or_malformed(record: Record, data: st.DataObject) -> None:
     fields = unpack(record.encode())
     fields[data.draw(st.sampled_from(sorted(fields)))] = data.draw(anything)
-    try:
+    with contextlib.suppress(MalformedMessage):
         type(record).decode(pack(fields))
-    except MalformedMessage:
-        pass
 
 
 @given(records)
@@ -130,8 +129,14 @@ WRONG_SPECS: dict[str, tuple[object, str]] = {
     "an endless delay": ({"command": "x", "delay_release_s": math.inf}, "delay_release_s: .*finite"),
     "a delay before the end": ({"command": "x", "delay_release_s": -1}, "delay_release_s: .*greater than or equal"),
     "an unknown shim": ({"command": "x", "shim": "Wasm"}, "shim: .*'Nats' or 'Log', got 'Wasm'"),
-    "a variable without a name": ({"command": "x", "environments": {"": "y"}}, "environments: '' is no name of a variable"),
-    "a variable with an equals sign": ({"command": "x", "environments": {"A=B": "y"}}, "environments: 'A=B' is no name"),
+    "a variable without a name": (
+        {"command": "x", "environments": {"": "y"}},
+        "environments: '' is no name of a variable",
+    ),
+    "a variable with an equals sign": (
+        {"command": "x", "environments": {"A=B": "y"}},
+        "environments: 'A=B' is no name",
+    ),
     "a NUL in a command": ({"command": "x\0y"}, ".*NUL"),
     "a NUL in an argument": ({"command": "x", "arguments": ["a\0"]}, ".*NUL"),
     "a NUL in a variable": ({"command": "x", "environments": {"A": "\0"}}, ".*NUL"),

@@ -129,7 +129,9 @@ def test_an_executor_takes_tasks_only_after_it_entered_its_session() -> None:
 
 
 def test_an_executor_never_gets_a_second_session() -> None:
-    assert not [1 for (before, _), after in EXECUTOR.moves.items() if after is ExecutorState.IDLE and before != "starting"]
+    assert not [
+        1 for (before, _), after in EXECUTOR.moves.items() if after is ExecutorState.IDLE and before != "starting"
+    ]
 
 
 def test_a_process_can_end_at_any_time() -> None:

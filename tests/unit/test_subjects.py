@@ -171,7 +171,7 @@ def test_a_parser_refuses_every_other_kind_of_subject(parser: str, data: st.Data
 @given(st.data())
 def test_a_parser_refuses_a_subject_with_a_token_changed(parser: str, data: st.DataObject) -> None:
     parse, own = PARSERS[parser]
-    subject = BUILDERS[sorted(own)[0]]("app", "session", "task")
+    subject = BUILDERS[min(own)]("app", "session", "task")
     parts = subject.split(".")
     place = data.draw(st.integers(0, len(parts) - 1))
     wrong = data.draw(st.one_of(st.sampled_from(["", "*", ">", "a b", "é", "a\n", "x.y"]), illegal_names))
@@ -189,7 +189,7 @@ def test_a_parser_refuses_any_foreign_text(parser: str, text: str) -> None:
 @pytest.mark.parametrize("parser", PARSERS)
 def test_a_parser_refuses_a_subject_with_more_or_fewer_tokens(parser: str) -> None:
     parse, own = PARSERS[parser]
-    subject = BUILDERS[sorted(own)[0]]("app", "session", "task")
+    subject = BUILDERS[min(own)]("app", "session", "task")
     for wrong in (f"{subject}.more", subject.rpartition(".")[0], f"x.{subject}", subject.removeprefix("flame.")):
         with pytest.raises(MalformedMessage):
             parse(wrong)

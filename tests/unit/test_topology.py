@@ -66,7 +66,9 @@ def test_a_session_is_entered_5_times_at_most_after_waits_that_double_from_a_ten
 @pytest.mark.parametrize("failures", [1, 2, 5, 17, 100, 10**6])
 def test_a_wait_is_jittered_between_its_half_and_its_whole(failures: int) -> None:
     assert backoff_s(failures, 0.0) == pytest.approx(backoff_s(failures, 1.0) / 2)
-    assert 0 < backoff_s(failures, 0.0) <= backoff_s(failures, 0.5) <= backoff_s(failures, 1.0) <= defaults.BACKOFF_MAX_S
+    assert (
+        0 < backoff_s(failures, 0.0) <= backoff_s(failures, 0.5) <= backoff_s(failures, 1.0) <= defaults.BACKOFF_MAX_S
+    )
 
 
 def test_a_task_is_given_up_with_its_third_executor() -> None:

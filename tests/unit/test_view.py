@@ -27,7 +27,12 @@ class AnyOrder(RuleBasedStateMachine):
         self.view = View()
         self.revision = 0
 
-    @rule(name=st.sampled_from(SESSIONS), state=st.sampled_from(SessionState), settled=st.booleans(), cpu=st.integers(1, 4))
+    @rule(
+        name=st.sampled_from(SESSIONS),
+        state=st.sampled_from(SessionState),
+        settled=st.booleans(),
+        cpu=st.integers(1, 4),
+    )
     def put_session(self, name: str, state: SessionState, settled: bool, cpu: int) -> None:
         self.revision += 1
         known = self.view.sessions.get(name)

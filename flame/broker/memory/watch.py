@@ -151,7 +151,10 @@ class MemoryWatch:
                 await self._pause()
             else:
                 if self._on_repair is not None and not self._stopped:
-                    self._on_repair()
+                    try:
+                        self._on_repair()
+                    except Exception:
+                        log.exception("a listener for repairs failed", what=self._what)
         self._repairing = None
         self._wait()
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Coroutine
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from flame.broker.seam import Broker
 from flame.errors import FlameError
@@ -10,13 +13,15 @@ from flame.protocol import defaults, subjects
 from flame.protocol.messages import Assignment
 from flame.protocol.records import (
     ApplicationRecord,
-    ApplicationSpec,
     BindingRecord,
     SessionRecord,
     decode_record,
 )
 from flame.protocol.states import SessionState
 from flame_services.executor_manager.launch import LaunchRefused
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 SUPERSEDED = "superseded: its session has ended or was bound anew"
 
@@ -29,7 +34,9 @@ class Superseded(FlameError):
 class Briefing:
     """All that is needed to start an executor."""
 
-    spec: ApplicationSpec
+    application: ApplicationRecord
+    revision: int
+    """Of the application's record."""
     assignment: Assignment
 
 
@@ -38,10 +45,10 @@ async def read_briefing(broker: Broker, binding: BindingRecord) -> Briefing:
 
     Raises `Superseded`, `LaunchRefused` if something is not there, and `Unavailable` where reading failed.
     """
-    session = await current_session(broker, binding)
-    entry = await broker.bucket(subjects.APPLICATIONS).get(binding.application)
+    reading = broker.bucket(subjects.APPLICATIONS).get(binding.application)
+    session, entry = await _both(current_session(broker, binding), reading)
     application = decode_record(ApplicationRecord, entry.value) if entry and entry.value else None
-    if application is None:
+    if entry is None or application is None:
         raise LaunchRefused(f"application {binding.application!r} is not registered any more")
     common_data = b""
     if session.common_data_key:
@@ -51,7 +58,8 @@ async def read_briefing(broker: Broker, binding: BindingRecord) -> Briefing:
         common_data = entry.value
     spec = application.spec
     return Briefing(
-        spec,
+        application,
+        entry.revision,
         Assignment(
             application=binding.application,
             session=binding.session,
@@ -66,6 +74,16 @@ async def read_briefing(broker: Broker, binding: BindingRecord) -> Briefing:
             leave_timeout_s=defaults.LEAVE_TIMEOUT_S,
         ),
     )
+
+
+async def _both(first: Coroutine[Any, Any, A], second: Coroutine[Any, Any, B]) -> tuple[A, B]:
+    """Wait for two at once; what the first raises counts before what the second does."""
+    later = asyncio.ensure_future(second)
+    try:
+        return await first, await later
+    finally:
+        if not later.cancel() and not later.cancelled():
+            later.exception()  # the first one's was raised instead
 
 
 async def current_session(broker: Broker, binding: BindingRecord) -> SessionRecord:

@@ -35,6 +35,8 @@ class Berth:
         self.name: Final = name
         self.session: Final = session
         self.launch: Final = launch
+        self.template: Path | None = None
+        """Where a process that is started here listens, if it becomes a template."""
         self._berths: Final = berths
         self._command: Final = command
         (self.stdout, self.out), (self.stderr, self.err) = berths.folder.open_output(session, name)
@@ -44,13 +46,16 @@ class Berth:
         """Start a process of its own here; raise `LaunchRefused` if the system refuses."""
         lifetime_fd = self._berths.settings.lifetime_fd
         try:
-            process = ExecutorProcess(
-                self.launch, self.out, self.err, () if lifetime_fd is None else (lifetime_fd,)
-            )
+            process = ExecutorProcess(self.launch, self.out, self.err, () if lifetime_fd is None else (lifetime_fd,))
         except OSError as error:
             raise LaunchRefused(explain_start_error(self._command, error)) from None
         self.note(process)
         return process
+
+    def rule_template_out(self) -> None:
+        """Have the next process that is started here be an executor, whatever it could be."""
+        self.template = None
+        self.launch.environment.pop(names.TEMPLATE, None)
 
     def note(self, process: Process) -> None:
         """Keep a note of the process that lives here now, for a manager that comes after a crash."""
@@ -96,6 +101,7 @@ class Berths:
                 folder = self.folder.enter_session(session)
                 undo.callback(self.folder.leave_session, session)
                 berth = Berth(self, name, session, self._plan(name, folder, spec, template), spec.command)
+                berth.template = template
             except OSError as error:
                 raise LaunchRefused(f"node {self.node} can't keep what it needs to run: {error}") from None
             undo.pop_all()

@@ -18,11 +18,13 @@ from flame.protocol.states import ExecutorState
 from flame_services.executor_manager.assignment import Briefing, Superseded, read_briefing
 from flame_services.executor_manager.launch import LaunchRefused
 from flame_services.executor_manager.life import Deadline, Life, Limits
-from flame_services.executor_manager.output import Captured
 from flame_services.executor_manager.place import Place
-from flame_services.executor_manager.process import ExecutorProcess, ExitWatch, is_alive, started_at
+from flame_services.executor_manager.process import ExitWatch, Process, is_alive, started_at
 from flame_services.executor_manager.reasons import last_lines, service_ended
 from flame_services.executor_manager.record import RecordWriter
+from flame_services.executor_manager.start import Start
+from flame_services.executor_manager.stock import Stock
+from flame_services.executor_manager.template import Template
 
 log = get_logger("flame.manager.executor")
 
@@ -51,9 +53,10 @@ class Executor:
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[None] | None = None
         self._preparing: asyncio.Timeout | None = None
-        self._process: ExecutorProcess | None = None
+        self._start: Start | None = None
+        self._doom: tuple[str, float] | None = None
+        """Why it is to end, with the grace, if that was said before there was a process."""
         self._service: ExitWatch | None = None
-        self._captured: Captured | None = None
         self._assignment: Assignment | None = None
         self._lost_consumer = False
         self._armed: Deadline | None = None
@@ -65,6 +68,10 @@ class Executor:
     def must_be_reminded(self) -> bool:
         """Whether it should report, since there is something for it to hear."""
         return self.life.must_be_reminded or self._lost_consumer
+
+    @property
+    def _process(self) -> Process | None:
+        return None if self._start is None else self._start.process
 
     @property
     def consumer(self) -> tuple[str, str]:
@@ -87,11 +94,11 @@ class Executor:
 
     async def nudge(self) -> None:
         """Ask it to report now, to be told what is wanted of it. It may not hear."""
+        names = {self.binding.executor} | (set() if self._start is None else {self._start.known_as})
         with contextlib.suppress(FlameError):
-            await self._place.broker.publish(
-                subjects.control(self.binding.application, self.binding.session),
-                encode_nudge(self.binding.executor),
-            )
+            for name in names:
+                subject = subjects.control(self.binding.application, self.binding.session)
+                await self._place.broker.publish(subject, encode_nudge(name))
 
     def drop(self) -> None:
         """End it and remove its record: its binding is gone."""
@@ -131,8 +138,10 @@ class Executor:
 
     async def report(self, report: ExecutorReport) -> Orders:
         """Take note of a report and answer it."""
-        if not self._is_ours(report.pid):
+        if self._start is None or not self._is_ours(report.pid):
             return Orders(LEAVE)
+        self._start.heard(report)
+        self.life.tell_start(self._start.how)
         try:
             self.life.hear(report, time.time())
         except IllegalTransition as error:
@@ -146,6 +155,8 @@ class Executor:
         if report.state is ExecutorState.IDLE:
             self.life.assign(time.time())
             self._follow_life()
+            if self._start.known_as != self.binding.executor:
+                return Orders(SERVE, self._assignment, self.binding.executor, self._start.new_folder)
             return Orders(SERVE, self._assignment)
         return Orders(SERVE)
 
@@ -185,15 +196,15 @@ class Executor:
 
     async def _live(self) -> None:
         try:
-            briefing = await self._prepare()
-            if briefing is None or self.life.leaving:
+            prepared = await self._prepare()
+            if prepared is None or self.life.leaving:
                 self.life.release("", clean=True, now=time.time())
                 return
-            process = self._start_process(briefing)
+            process = await self._start_process(*prepared)
             status = await process.ended
             await self._place.leases.hand_over(self.binding.executor)
             await process.vanished(_VANISH_S)
-            tail = last_lines(self._captured.last_output()) if self._captured else ""
+            tail = last_lines(self._last_output())
             self.life.end(status, tail, time.time())
         except Superseded as error:
             self.life.release(str(error), clean=True, now=time.time())
@@ -204,11 +215,16 @@ class Executor:
         finally:
             self._release()
 
-    async def _prepare(self) -> Briefing | None:
-        """Read what the binding refers to, for as long as it takes; ``None`` if it is to leave before."""
+    async def _prepare(self) -> tuple[Briefing, Stock, Template | None] | None:
+        """Read what the binding refers to, and wait for a template that is just being started.
+
+        That takes as long as it takes; ``None`` if it is to leave before.
+        """
         try:
             async with asyncio.timeout(0 if self.life.leaving else None) as self._preparing:
-                return await self._read_briefing()
+                briefing = await self._read_briefing()
+                stock = self._place.stocks.of(briefing.application, briefing.revision)
+                return briefing, stock, await stock.ready_template()
         except TimeoutError:
             return None
         finally:
@@ -227,14 +243,31 @@ class Executor:
                 told = True
             await asyncio.sleep(_RETRY_S)
 
-    def _start_process(self, briefing: Briefing) -> ExecutorProcess:
-        self._captured, self._process = self._place.start_process(self.binding, briefing.spec)
+    async def _start_process(self, briefing: Briefing, stock: Stock, template: Template | None) -> Process:
         ledger = self._place.leases.open(self.binding, briefing.assignment.ack_wait_s)
         self._assignment = replace(briefing.assignment, ledger=ledger)
+        start = self._start = Start(self._place, self.binding, stock, self._assignment)
+        has_session = await start.run(template, self._began)
+        process = start.process
+        assert process is not None
+        self.life.tell_start(start.how)
+        self._log.info("started", pid=process.pid, started=start.how)
+        if has_session:
+            self.life.identify(process.pid, started_at(process.pid))
+            self.life.start_with_session(time.time())
+            self._follow_life()
+        if self._doom is not None:
+            self.terminate(*self._doom)
+        return process
+
+    def _began(self) -> None:
+        """There is a process, and what it reports is awaited."""
         self.life.start(time.time())
         self._follow_life()
-        self._log.info("started", pid=self._process.pid)
-        return self._process
+
+    def _last_output(self) -> bytes:
+        captured = None if self._start is None else self._start.captured
+        return b"" if captured is None else captured.last_output()
 
     def _release(self) -> None:
         """Let go of everything. Also on the way out of a failure of ours: no process stays."""
@@ -245,8 +278,8 @@ class Executor:
         if self._service is not None:
             self._service.stop()
         self._place.leases.drop(self.binding.executor)
-        if self._captured is not None:
-            self._place.clean_up(self.binding, self._captured)
+        if self._start is not None:
+            self._start.clean_up()
         self._follow_life()
         self._set_timer(None)
         record = life.record
@@ -287,7 +320,10 @@ class Executor:
             self.kill()
 
     def _terminate(self, cause: str, grace_s: float, *, blameless: bool = False) -> None:
-        if self._process is None or self.released.is_set():
+        if self.released.is_set():
+            return
+        if self._process is None:
+            self._doom = (cause, grace_s)
             return
         self.life.give_up(cause, blameless=blameless)
         self.life.leaving = True

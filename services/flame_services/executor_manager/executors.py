@@ -12,7 +12,7 @@ from flame.broker.seam import Entry
 from flame.cancel import end_tasks
 from flame.errors import InvalidName, MalformedMessage
 from flame.logs import get_logger
-from flame.protocol.messages import LEAVE, ExecutorReport, Orders
+from flame.protocol.messages import LEAVE, WAIT, ExecutorReport, Orders
 from flame.protocol.records import BindingRecord, decode_record
 from flame.protocol.states import ExecutorState
 from flame.protocol.subjects import check_token, executor_key
@@ -113,7 +113,9 @@ class Executors:
         except MalformedMessage as error:
             log.warning("report refused", executor=name, reason=str(error))
             return Orders(LEAVE).encode()
-        executor = self._executors.get(name)
+        if not await self._place.stocks.wait_in(name, report):
+            return Orders(WAIT).encode()
+        executor = self._executors.get(self._place.stocks.given.get(name, name))
         if executor is None:
             log.warning("report of an unknown executor: told to leave", executor=name, pid=report.pid)
             return Orders(LEAVE).encode()

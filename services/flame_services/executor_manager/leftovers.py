@@ -9,6 +9,8 @@ import signal
 import time
 from typing import Final
 
+import psutil
+
 from flame.broker.seam import Broker
 from flame.logs import get_logger
 from flame.protocol import subjects
@@ -16,6 +18,7 @@ from flame.protocol.records import BindingRecord, ExecutorRecord, decode_record
 from flame.protocol.states import ExecutorState
 from flame_services.executor_manager.process import (
     group_is_alive,
+    group_of,
     identity,
     is_alive,
     signal_group,
@@ -40,7 +43,9 @@ async def clear_leftovers(broker: Broker, node: str, folder: WorkFolder) -> set[
     bindings = await _bindings(broker, node)
     records = await _records(broker, node)
     noted = folder.process_notes()
-    groups = {note.pid for note in noted if is_alive(note.pid) and identity(note.pid) == note.identity}
+    living = [note for note in noted if is_alive(note.pid) and identity(note.pid) == note.identity]
+    groups = {note.pid for note in living}
+    groups |= {group for note in living if note.is_template for group in groups_below(note.pid)}
     groups |= {group for record in records.values() if (group := _group_of(record))}
     await _end(groups)
     folder.clear()
@@ -90,6 +95,15 @@ def _group_of(record: ExecutorRecord) -> int | None:
     except ProcessLookupError:
         return None
     return None if group == os.getpgrp() else group
+
+
+def groups_below(pid: int) -> set[int]:
+    """Return the groups of a template's executors: each is led by a child of it, or of a child."""
+    try:
+        below = [process.pid for process in psutil.Process(pid).children(recursive=True)]
+    except psutil.Error:
+        return set()
+    return {child for child in below if group_of(child) == child}
 
 
 async def _end(groups: set[int]) -> None:

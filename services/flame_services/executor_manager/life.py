@@ -18,6 +18,8 @@ GO_S: Final = 5.0
 """How long a process may take to end where nothing is left to do."""
 SILENT_S: Final = 7.5
 """One that reports every 5 s and has not for this long is busy, whatever it said last."""
+HOW_MOST: Final = 300
+"""Of what a service says about its own start, so many characters are told."""
 NOTABLE: Final = 0.2
 """The part by which a backlog must have changed to be worth a record."""
 
@@ -93,9 +95,18 @@ class Life:
         self._change(now)
         self.deadline = Deadline(self._limits.ready_s, f"not ready within {self._limits.ready_s:g} s")
 
+    def start_with_session(self, now: float) -> None:
+        """Its process was started and has its session: it is entering."""
+        self.record = self.record.changed(state=EXECUTOR.next(self.state, ExecutorEvent.READY))
+        self.assign(now)
+
     def identify(self, pid: int, process_started: float) -> None:
         """Say which process runs its service; told to the cluster with the next change."""
         self.record = self.record.changed(pid=pid, process_started=process_started)
+
+    def tell_start(self, how: str) -> None:
+        """Say how its process was started; told to the cluster with the next change."""
+        self.record = self.record.changed(started=how[:HOW_MOST])
 
     def assign(self, now: float) -> None:
         """It is given its session; once more if it did not hear that."""

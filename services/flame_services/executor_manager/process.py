@@ -160,10 +160,11 @@ def group_is_alive(leader: int) -> bool:
     except PermissionError:
         pass
     # Some are left, but may be dead: where nobody asks for the status of orphans they stay for ever.
-    return any(_group(pid) == leader and is_alive(pid) for pid in psutil.pids())
+    return any(group_of(pid) == leader and is_alive(pid) for pid in psutil.pids())
 
 
-def _group(pid: int) -> int:
+def group_of(pid: int) -> int:
+    """Return the group of a process; -1 if it is gone."""
     try:
         return os.getpgid(pid)
     except OSError:

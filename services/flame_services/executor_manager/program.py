@@ -14,14 +14,17 @@ from flame.cancel import end_tasks
 from flame.errors import FlameError, Unavailable
 from flame.logs import get_logger
 from flame.protocol import subjects
+from flame_services.executor_manager.berth import Berths
 from flame_services.executor_manager.consumers import Consumers
 from flame_services.executor_manager.executors import Executors
 from flame_services.executor_manager.keeper import LeaseKeeper, ledger_folder
 from flame_services.executor_manager.leftovers import clear_leftovers
 from flame_services.executor_manager.node import NodeHeartbeat
+from flame_services.executor_manager.orphans import adopt_orphans, reap_orphans
 from flame_services.executor_manager.output import OutputFollower
 from flame_services.executor_manager.place import Place
 from flame_services.executor_manager.settings import ManagerSettings, node_record
+from flame_services.executor_manager.stocks import Stocks
 from flame_services.executor_manager.work_folder import WorkFolder
 from flame_services.program import run_program
 
@@ -47,6 +50,7 @@ class ExecutorManager:
         self._heartbeat: NodeHeartbeat | None = None
         self._executors: Executors | None = None
         self._output: OutputFollower | None = None
+        self._stocks: Stocks | None = None
         self._subscriptions: list[Subscription] = []
         self._running: list[asyncio.Task[None]] = []
         self._stopped: asyncio.Task[None] | None = None
@@ -70,16 +74,20 @@ class ExecutorManager:
 
         self._output = OutputFollower(broker)
         leases = LeaseKeeper(broker, ledger_folder(node, self._folder.path))
-        place = Place(node, settings, broker, self._folder, self._output, Consumers(broker), leases)
+        berths = Berths(node, settings, self._folder)
+        stocks = self._stocks = Stocks(berths)
+        place = Place(node, settings, broker, self._folder, self._output, Consumers(broker), leases, berths, stocks)
         await leases.settle_leftovers()
         self._executors = Executors(place, ended)
         self._subscriptions.append(await broker.answer(subjects.executor_reports(node), self._executors.on_report))
+        self._subscriptions.append(await broker.bucket(subjects.APPLICATIONS).watch("*", stocks.on_application))
         self._subscriptions.append(
             await broker.bucket(subjects.BINDINGS).watch(subjects.node_executors(node), self._executors.on_binding)
         )
         self._executors.on_first_reading()
         broker.on_reconnect(self._executors.on_reconnect)
         self._run("leases", leases.run())
+        self._run("stocks", stocks.run())
         self._run("reminders", self._executors.remind())
         self._run("backlogs", self._executors.follow_backlogs())
         self._run("output", self._output.run())
@@ -113,11 +121,15 @@ class ExecutorManager:
 
     async def _stop(self) -> None:
         try:
+            if self._stocks is not None:
+                self._stocks.close()
             if self._heartbeat is not None:
                 await self._heartbeat.announce_stop()
             if self._executors is not None:
                 await self._executors.stop(self._settings.stop_timeout_s)
         finally:
+            if self._stocks is not None:
+                await self._stocks.stop()
             await end_tasks(self._running)
             await self._leave_cluster()
             await self._folder.removals()
@@ -142,6 +154,16 @@ class ExecutorManager:
         self._running.append(asyncio.create_task(work, name=name))
 
 
+class _Program(ExecutorManager):
+    """An executor manager that has its process for itself, and so may be the parent of whatever is orphaned there."""
+
+    async def start(self) -> None:
+        """See `ExecutorManager.start`."""
+        if adopt_orphans():
+            self._run("orphans", reap_orphans())
+        await super().start()
+
+
 def main() -> None:
     """Run the executor manager from the command line."""
-    run_program(NAME, _SUMMARY, ManagerSettings, ExecutorManager)
+    run_program(NAME, _SUMMARY, ManagerSettings, _Program)

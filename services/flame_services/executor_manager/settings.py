@@ -19,6 +19,7 @@ from flame.protocol.subjects import check_token, to_token
 from flame_services.program import Settings
 
 STOP_TIMEOUT_S: Final = 10.0
+TEMPLATE_IDLE_S: Final = 600.0
 _LONGEST_STOP_S: Final = 40.0
 """Ends a stop well before `flame_services.program` takes it for stuck."""
 
@@ -78,6 +79,12 @@ class ManagerSettings(Settings):
         ge=0,
         le=_LONGEST_STOP_S,
         description="how long running tasks may go on when the manager is told to stop, in seconds",
+    )
+    template_idle_s: float = Field(
+        TEMPLATE_IDLE_S,
+        ge=0,
+        allow_inf_nan=False,
+        description="how long the template of an application that nobody uses is kept, in seconds",
     )
 
     @property

@@ -27,6 +27,7 @@ BACKOFF_MAX_S: Final = 60.0
 """When something that was kept ready has died, no other is tried for so long."""
 ASKED_FOR: Final = "its application asks for it"
 NO_TEMPLATE_NOW: Final = "its template died, and another one is tried later"
+_END_S: Final = 1.0
 
 
 class Stock:
@@ -42,10 +43,12 @@ class Stock:
         self._loop = asyncio.get_running_loop()
         self._trial: Trial | None = None
         self._warm: dict[str, Warm] = {}
+        self._templates: set[ExecutorProcess] = set()
+        """The processes of all that live, those that are ending included."""
         self._failures = 0
         self._retry_at = 0.0
         self._closed = False
-        self._ending: set[asyncio.Task[None]] = set()
+        self._errands: set[asyncio.Task[None]] = set()
         self._log = log.bind(application=record.name)
 
     def is_for(self, record: ApplicationRecord) -> bool:
@@ -89,6 +92,7 @@ class Stock:
     def _take_template(self, template: Template) -> None:
         self._failures = 0
         self.template = template
+        self._templates.add(template.process)
         template.on_lost = self._on_lost
         self._berths.note(_note(template), template.process)
         with contextlib.ExitStack() as closing:
@@ -108,6 +112,7 @@ class Stock:
             self._spawn(template.end())
 
     def _on_lost(self, template: Template) -> None:
+        self._templates.discard(template.process)
         self._berths.folder.forget_process(_note(template))
         if self.template is template:  # it was not ended by us
             self.template = None
@@ -178,29 +183,49 @@ class Stock:
             status = await asyncio.shield(warm.process.ended)
             if self._warm.pop(warm.name, None) is None:
                 return  # an executor has it, and sees to its end
-            self._log.warning("a process that was started ahead has ended", pid=warm.process.pid, status=status)
-            self._back_off()
+            if not self._closed:
+                self._log.warning("a process that was started ahead has ended", pid=warm.process.pid, status=status)
+                self._back_off()
         warm.berth.leave()
         warm.berth.remove_output()
 
     # ---- the end
 
-    async def close(self) -> None:
-        """Keep nothing ready any more; return when it is gone. Executors live on."""
+    def close(self, reason: str) -> None:
+        """Keep nothing ready any more, since ``reason``. Executors live on, and a template until they have ended."""
+        if self._closed:
+            return
         self._closed = True
+        self.hindrance = self.hindrance or reason
         self._end_template()
-        ending = [warm.process for warm in self._warm.values()]
-        for process in ending:
-            process.signal(signal.SIGTERM)
-        ...
+        for warm in tuple(self._warm.values()):
+            self._spawn(self._end(warm.process))
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether nothing of what was kept ready is left."""
+        return not (self._warm or self._templates)
+
+    async def gone(self) -> None:
+        """Return when nothing of what was kept ready is left, once it is closed."""
+        while self._errands:
+            await asyncio.wait(self._errands)
 
     def kill(self) -> None:
-        """End at once what is kept ready."""
+        """End at once what is left."""
+        for process in (*(warm.process for warm in self._warm.values()), *self._templates):
+            process.signal(signal.SIGKILL)
+
+    async def _end(self, process: ExecutorProcess) -> None:
+        process.signal(signal.SIGTERM)
+        _, late = await asyncio.wait([process.ended], timeout=_END_S)
+        if late:
+            process.signal(signal.SIGKILL)
 
     def _spawn(self, errand: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(errand)
-        self._ending.add(task)
-        task.add_done_callback(self._ending.discard)
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
 
 
 def _note(template: Template) -> str:

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -50,6 +50,8 @@ class Template:
         """It is gone."""
         self.used_at = 0.0
         """When it was last asked for an executor, or one of its executors ended; loop time."""
+        self.on_lost: Callable[[Template], None] = lambda _: None
+        """Called once, when it is gone."""
         self._loop = asyncio.get_running_loop()
         self._connection = connection
         self._executors: dict[str, ForkedProcess] = {}
@@ -90,18 +92,14 @@ class Template:
         finally:
             self._ordered.pop(order.executor, None)
 
-    async def finish(self) -> None:
-        """Have it end with its last executor."""
+    async def end(self) -> None:
+        """Have it end with its last executor; return when it is gone."""
         with contextlib.suppress(OSError):
             await self._send(Finish().encode(), [])
-
-    async def end(self) -> None:
-        """End it, and return when it is gone. Its executors live on."""
-        await self.finish()
-        _, late = await asyncio.wait([self.process.ended], timeout=FINISH_S)
-        if late:
-            self.process.signal(signal.SIGKILL)
-            await asyncio.wait([self.process.ended], timeout=FINISH_S)
+        while not self.process.ended.done():
+            _, late = await asyncio.wait([self.process.ended], timeout=FINISH_S)
+            if late and self.unused:
+                self.process.signal(signal.SIGKILL)
 
     # ---- the connection
 
@@ -198,6 +196,7 @@ class Template:
                 waiting.set_exception(TemplateLost("the template died"))
         for executor in tuple(self._executors.values()):
             executor.lose_template()
+        self.on_lost(self)
 
 
 def reach(path: Path, process: ExecutorProcess) -> socket.socket | None:

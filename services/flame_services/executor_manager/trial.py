@@ -1,4 +1,4 @@
-"""A process that was started in a double role: it will be a template if it can, or else an executor."""
+"""A process that was started in a double role: it will be a template if it can, otherwise an executor."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Final
 from flame_services.executor_manager.process import ExecutorProcess
 from flame_services.executor_manager.template import Template, reach
 
-UNAWARE: Final = "fresh: its service knows of no templates"
-"""What becomes of one that reports as an executor and doesn't say why."""
+UNAWARE: Final = "its service knows of no templates"
+"""Of one that reports as an executor and doesn't say why."""
+FRESH: Final = "fresh: "
 _LOOK_S: Final = 0.005
 
 
@@ -29,7 +30,7 @@ class Trial:
         """Why it is an executor, if it is one."""
         self.over: Final = asyncio.Event()
         self._path = path
-        self._environment = environment
+        self._environment = dict(environment)
         self._decided = decided
         self._looking = asyncio.create_task(self._look(), name=f"trial of process {process.pid}")
         process.ended.add_done_callback(lambda _: self._decide())
@@ -37,7 +38,7 @@ class Trial:
     def heard(self, started: str) -> None:
         """Take note that it has reported, and so is an executor; ``started`` is what it says of how that came."""
         if not self.over.is_set():
-            self.hindrance = started or UNAWARE
+            self.hindrance = started.removeprefix(FRESH) or UNAWARE
             self._decide()
 
     async def settled(self) -> Template | None:

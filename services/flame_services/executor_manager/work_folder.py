@@ -5,6 +5,7 @@
       sessions/<session>/     where the session's services start, if their application names no folder
       output/<session>/       what executors write, until it has been read
       executors/<executor>    a note of each process, for a manager that comes after a crash
+      templates/              where templates listen, and what they write
 
 Nothing here awaits but the removal of a session's folder, which may hold anything.
 """
@@ -33,10 +34,16 @@ class ProcessNote:
     """Which process an executor is, to be recognised by a later manager."""
 
     executor: str
+    """Or another name that begins with ``~``: a template's."""
     pid: int
     """Of the leader of its group."""
     identity: str
     """See `flame_services.executor_manager.process.identity`."""
+
+    @property
+    def is_template(self) -> bool:
+        """Whether it is of a template, whose children are executors."""
+        return self.executor.startswith("~")
 
 
 class WorkFolder:
@@ -67,13 +74,15 @@ class WorkFolder:
                 f"stop that one, or give this one a folder of its own with --work-dir"
             ) from None
         self._lock = lock
-        for name in ("sessions", "output", "executors"):
+        for name in ("sessions", "output", "executors", "templates"):
             (self.path / name).mkdir(mode=_PRIVATE, exist_ok=True)
 
     def clear(self) -> None:
         """Remove what a manager that was killed left here, its processes being gone."""
         for remains in (*(self.path / "sessions").iterdir(), *(self.path / "output").iterdir()):
             shutil.rmtree(remains, ignore_errors=True)
+        for remains in self.templates.iterdir():
+            remains.unlink(missing_ok=True)
 
     def release(self) -> None:
         """Let another manager have the folder. Safe before `claim`, and again."""
@@ -135,6 +144,17 @@ class WorkFolder:
         except BaseException:
             os.close(descriptor)
             raise
+
+    @property
+    def templates(self) -> Path:
+        """The folder in which templates listen and work."""
+        return self.path / "templates"
+
+    def open_template_output(self, application: str) -> int:
+        """Empty the file for what an application's template writes; return a descriptor, which the caller closes."""
+        return os.open(
+            self.templates / f"{application}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC, 0o600
+        )
 
     # ---- notes of processes
 

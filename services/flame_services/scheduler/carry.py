@@ -10,7 +10,6 @@ import random
 import secrets
 import time
 from collections.abc import Callable
-from typing import Final
 
 from flame.broker.errors import ConsumerConflict
 from flame.broker.seam import Broker
@@ -25,6 +24,7 @@ from flame_services.scheduler.store import Store
 from flame_services.scheduler.view import Session, View
 
 log = get_logger("flame.scheduler")
+
 
 def backoff_s(failures: int, random_unit: float) -> float:
     """Return how long to wait after so many failures in a row, with jitter from ``random_unit`` in [0, 1)."""

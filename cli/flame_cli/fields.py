@@ -1,0 +1,66 @@
+"""One thing as lines of ``Field: value``. Pure."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any, Final
+
+from flame_cli.documents import Document
+from flame_cli.rendering import amount_of_bytes, coloured, state, visible
+
+_WORDS: Final = {"id": "ID", "pid": "PID", "cpu": "CPU", "gpu": "GPU", "os": "OS"}
+_NOTHING: Final = "-"
+
+
+def fields(document: Document, *, colour: bool = False) -> list[str]:
+    """Return a line for each field, more for those with several values, the values one below the other."""
+    labels = {key: f"{label(key)}:" for key in document}
+    width = max(map(len, labels.values()), default=0)
+    lines = []
+    for key, value in document.items():
+        first, *others = shown(key, value)
+        if colour and key == "state":
+            first = coloured(first)
+        lines.append(f"{labels[key].ljust(width)}  {first}")
+        lines += [f"{' ' * width}  {line}" for line in others]
+    return lines
+
+
+def block(title: str, text: str, *, limit: int | None = None) -> list[str]:
+    """Return a text of several lines below its title; of a long one the first ``limit`` lines."""
+    lines = [visible(line.expandtabs()) if line else "" for line in text.splitlines()]
+    if limit is not None and len(lines) > limit:
+        more = f"(and {len(lines) - limit} lines more: a pipe or -o json shows all)"
+        lines = [*lines[:limit], more]
+    return [f"{title}:", *(f"  {line}".rstrip() for line in lines)]
+
+
+def label(key: str) -> str:
+    """Write a field's name for people: ``delay_release_s`` is ``Delay release``."""
+    words = key.removesuffix("_s").split("_")
+    text = " ".join(_WORDS.get(word, word) for word in words)
+    return text[0].upper() + text[1:]
+
+
+def shown(key: str, value: Any) -> list[str]:
+    """Write a field's value as one or more lines."""
+    if isinstance(value, Mapping):
+        return [visible(f"{name}={item}") for name, item in value.items()] or [_NOTHING]
+    if value is None:
+        return [_NOTHING]
+    if isinstance(value, bool):
+        return ["yes" if value else "no"]
+    if isinstance(value, datetime):
+        return [value.astimezone().strftime("%Y-%m-%d %H:%M:%S")]
+    return [visible(_FORMS.get(key, str)(value))]
+
+
+_FORMS: Final[Mapping[str, Callable[[Any], str]]] = {
+    "state": lambda value: state(str(value)),
+    "arguments": shlex.join,
+    "memory": amount_of_bytes,
+    "cpu": lambda value: f"{value:g}",
+    "delay_release_s": lambda value: f"{value:g} s",
+}
