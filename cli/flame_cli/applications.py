@@ -1,45 +1,87 @@
-"""Applications: list, register, unregister."""
+"""Applications: list, view, register, update, unregister."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from flame import Connection
-from flame.errors import ConfigurationError
-from flame.protocol.records import ApplicationRecord
 from flame_cli import cluster
-from flame_cli.output import print_table
+from flame_cli.documents import Document, at
+from flame_cli.formats import Format
+from flame_cli.listing import How, Kind, show_list
+from flame_cli.masking import masked
+from flame_cli.output import print_document
 from flame_cli.rendering import Column, clock, state
+
+if TYPE_CHECKING:
+    from flame import Connection
+    from flame.protocol.records import ApplicationRecord
+    from flame_cli.yaml_spec import DeclaredApplication
 
 COLUMNS: Final = (
     Column("Name"),
-    Column("Shim"),
+    Column("Shim", drop=1),
     Column("State", state=True),
-    Column("Created"),
+    Column("Created", drop=2),
     Column("Command", shrink_to=16),
 )
 
 STDIN: Final = "-"
 
 
-def show_list(endpoint: str | None) -> None:
-    """Print every application."""
-    print_table(COLUMNS, [_row(record) for record in cluster.run(endpoint, lambda c: c.list_applications())])
+def row(record: ApplicationRecord) -> list[str]:
+    """Return an application's cells."""
+    spec = record.spec
+    return [record.name, spec.shim, state(record.state), clock(record.created), spec.command or "-"]
+
+
+def document(record: ApplicationRecord) -> Document:
+    """Return all that is known of an application, but for secrets."""
+    spec = record.spec.model_dump()
+    return {
+        "name": record.name,
+        "state": record.state,
+        **spec,
+        "environments": masked(record.spec.environments),
+        "created": at(record.created),
+    }
+
+
+KIND: Final = Kind("applications", COLUMNS, row, document)
+
+
+def list_all(endpoint: str | None, how: How) -> None:
+    """List every application."""
+    show_list(endpoint, how, KIND, lambda connection: connection.list_applications())
+
+
+def view(endpoint: str | None, name: str, form: Format) -> None:
+    """Show all that is known of an application."""
+    print_document(document(cluster.run(endpoint, lambda connection: connection.get_application(name))), form)
 
 
 def register(endpoint: str | None, file: str) -> None:
     """Register every application that a YAML file declares; none if the file has a mistake."""
-    from flame_cli.yaml_spec import read_applications  # no other command needs a YAML parser
-
-    source, text, folder = _read(file)
-    declared = read_applications(text, source=source, folder=folder)
+    declared = _declared(file)
 
     async def command(connection: Connection) -> None:
         for application in declared:
             await connection.register_application(application.name, application.spec)
             print(f"application {application.name} registered")
+
+    cluster.run(endpoint, command)
+
+
+def update(endpoint: str | None, file: str) -> None:
+    """Give every application that a YAML file declares its new specification; none if the file has a mistake."""
+    declared = _declared(file)
+
+    async def command(connection: Connection) -> None:
+        for application in declared:
+            await connection.update_application(application.name, application.spec)
+            print(f"application {application.name} updated")
 
     cluster.run(endpoint, command)
 
@@ -50,13 +92,17 @@ def unregister(endpoint: str | None, name: str, *, force: bool) -> None:
     print(f"application {name} unregistered")
 
 
-def _row(record: ApplicationRecord) -> list[str]:
-    spec = record.spec
-    return [record.name, spec.shim, state(record.state), clock(record.created), spec.command or "-"]
+def _declared(file: str) -> list[DeclaredApplication]:
+    from flame_cli.yaml_spec import read_applications  # no other command needs a YAML parser
+
+    source, text, folder = _read(file)
+    return read_applications(text, source=source, folder=folder, variables=os.environ)
 
 
 def _read(file: str) -> tuple[str, str, Path]:
     """Return how to name the file, its text, and the folder that its relative paths start from."""
+    from flame.errors import ConfigurationError
+
     path = Path(file)
     try:
         data = sys.stdin.buffer.read() if file == STDIN else path.read_bytes()

@@ -1,13 +1,18 @@
-"""Executors: list."""
+"""Executors: list, view."""
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from flame.protocol.records import ExecutorRecord
 from flame_cli import cluster
-from flame_cli.output import print_table
+from flame_cli.documents import Document, at
+from flame_cli.formats import Format
+from flame_cli.listing import How, Kind, show_list
+from flame_cli.output import print_document
 from flame_cli.rendering import Column, state
+
+if TYPE_CHECKING:
+    from flame.protocol.records import ExecutorRecord
 
 COLUMNS: Final = (
     Column("ID"),
@@ -17,10 +22,44 @@ COLUMNS: Final = (
 )
 
 
-def show_list(endpoint: str | None) -> None:
-    """Print every executor."""
-    print_table(COLUMNS, [_row(record) for record in cluster.run(endpoint, lambda c: c.list_executors())])
-
-
-def _row(record: ExecutorRecord) -> list[str]:
+def row(record: ExecutorRecord) -> list[str]:
+    """Return an executor's cells."""
     return [record.id, state(record.state), record.session or "-", record.node]
+
+
+def document(record: ExecutorRecord) -> Document:
+    """Return all that is known of an executor."""
+    return {
+        "id": record.id,
+        "state": record.state,
+        "application": record.application,
+        "session": record.session,
+        "node": record.node,
+        "pid": record.pid or None,
+        "started": record.started,
+        "process_started": at(record.process_started),
+        "entered": record.entered,
+        "idle": record.idle,
+        "pending": record.pending,
+        "running": record.running,
+        "succeeded": record.succeeded,
+        "failed": record.failed,
+        "clean": record.clean,
+        "reason": record.reason,
+        "epoch": record.epoch,
+        "created": at(record.created),
+        "updated": at(record.updated),
+    }
+
+
+KIND: Final = Kind("executors", COLUMNS, row, document)
+
+
+def list_all(endpoint: str | None, how: How, *, session: str | None = None, node: str | None = None) -> None:
+    """List the executors, or those of one session or node."""
+    show_list(endpoint, how, KIND, lambda connection: connection.list_executors(session=session, node=node))
+
+
+def view(endpoint: str | None, executor_id: str, form: Format) -> None:
+    """Show all that is known of an executor."""
+    print_document(document(cluster.run(endpoint, lambda connection: connection.get_executor(executor_id))), form)

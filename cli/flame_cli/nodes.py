@@ -1,13 +1,18 @@
-"""Nodes: list."""
+"""Nodes: list, view."""
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from flame.protocol.api import NodeInfo
 from flame_cli import cluster
-from flame_cli.output import print_table
+from flame_cli.documents import Document
+from flame_cli.formats import Format
+from flame_cli.listing import How, Kind, show_list
+from flame_cli.output import print_document
 from flame_cli.rendering import Column, amount_of_bytes, state
+
+if TYPE_CHECKING:
+    from flame.protocol.api import NodeInfo
 
 COLUMNS: Final = (
     Column("Name"),
@@ -20,12 +25,8 @@ COLUMNS: Final = (
 )
 
 
-def show_list(endpoint: str | None) -> None:
-    """Print every node."""
-    print_table(COLUMNS, [_row(info) for info in cluster.run(endpoint, lambda c: c.list_nodes())])
-
-
-def _row(info: NodeInfo) -> list[str]:
+def row(info: NodeInfo) -> list[str]:
+    """Return a node's cells."""
     return [
         info.name,
         info.hostname,
@@ -35,3 +36,31 @@ def _row(info: NodeInfo) -> list[str]:
         info.arch,
         info.os,
     ]
+
+
+def document(info: NodeInfo) -> Document:
+    """Return all that is known of a node."""
+    return {
+        "name": info.name,
+        "hostname": info.hostname,
+        "state": info.state,
+        "cpu": info.cpu,
+        "memory": info.memory,
+        "gpu": info.gpu,
+        "arch": info.arch,
+        "os": info.os,
+        "executors": info.executors,
+    }
+
+
+KIND: Final = Kind("nodes", COLUMNS, row, document)
+
+
+def list_all(endpoint: str | None, how: How) -> None:
+    """List every node."""
+    show_list(endpoint, how, KIND, lambda connection: connection.list_nodes())
+
+
+def view(endpoint: str | None, name: str, form: Format) -> None:
+    """Show all that is known of a node."""
+    print_document(document(cluster.run(endpoint, lambda connection: connection.get_node(name))), form)

@@ -1,13 +1,21 @@
-"""Sessions: list, close."""
+"""Sessions: list, view, create, close."""
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
 
-from flame.protocol.api import SessionInfo
 from flame_cli import cluster
-from flame_cli.output import print_table
+from flame_cli.documents import Document, at
+from flame_cli.formats import Format
+from flame_cli.listing import How, Kind, show_list
+from flame_cli.output import print_document
 from flame_cli.rendering import Column, clock, state
+
+if TYPE_CHECKING:
+    from flame import Connection
+    from flame.protocol.api import SessionInfo
 
 COLUMNS: Final = (
     Column("ID"),
@@ -23,18 +31,32 @@ COLUMNS: Final = (
 )
 
 
-def show_list(endpoint: str | None) -> None:
-    """Print every session that the cluster knows, those that have ended included."""
-    print_table(COLUMNS, [_row(info) for info in cluster.run(endpoint, lambda c: c.list_sessions())])
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """Which sessions to list; by default all, those that have ended included."""
+
+    application: str | None = None
+    state: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """All of these."""
 
 
-def close(endpoint: str | None, session_id: str) -> None:
-    """Ask for a session's end: running tasks finish, waiting ones are cancelled."""
-    record = cluster.run(endpoint, lambda connection: connection.request_close(session_id))
-    print(f"session {record.id} {record.state.value}")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """A session to create; ``None`` leaves it to the application or the cluster."""
+
+    application: str
+    session_id: str | None = None
+    common_data: bytes = b""
+    priority: int
+    resources: str | None = None
+    min_instances: int | None = None
+    max_instances: int | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
-def _row(info: SessionInfo) -> list[str]:
+def row(info: SessionInfo) -> list[str]:
+    """Return a session's cells."""
     record = info.session
     return [
         record.id,
@@ -48,3 +70,74 @@ def _row(info: SessionInfo) -> list[str]:
         str(info.failed),
         clock(record.created),
     ]
+
+
+def document(info: SessionInfo) -> Document:
+    """Return all that is known of a session."""
+    record, options = info.session, info.session.options
+    return {
+        "id": record.id,
+        "application": record.application,
+        "state": record.state,
+        "reason": record.reason,
+        "labels": options.labels,
+        "priority": options.priority,
+        "resources": options.resources,
+        "min_instances": options.min_instances,
+        "max_instances": options.max_instances,
+        "common_data": bool(record.common_data_key),
+        "pending": info.pending,
+        "running": info.running,
+        "succeeded": info.succeeded,
+        "failed": info.failed,
+        "cancelled": info.cancelled,
+        "created": at(record.created),
+        "ended": at(record.ended),
+        "settled": record.settled,
+        "epoch": record.epoch,
+        "bind_failures": record.bind_failures,
+    }
+
+
+KIND: Final = Kind("sessions", COLUMNS, row, document)
+
+
+def list_all(endpoint: str | None, how: How, which: Filter) -> None:
+    """List sessions that the cluster knows."""
+
+    async def fetch(connection: Connection) -> list[SessionInfo]:
+        return await connection.list_sessions(
+            application=which.application, state=which.state, labels=dict(which.labels) or None
+        )
+
+    show_list(endpoint, how, KIND, fetch)
+
+
+def view(endpoint: str | None, session_id: str, form: Format) -> None:
+    """Show all that is known of a session."""
+    print_document(document(cluster.run(endpoint, lambda connection: connection.get_session(session_id))), form)
+
+
+def create(endpoint: str | None, wanted: Wanted) -> None:
+    """Open a session, which stays open, and print its id."""
+
+    async def command(connection: Connection) -> str:
+        session = await connection.create_session(
+            wanted.application,
+            wanted.common_data,
+            session_id=wanted.session_id,
+            min_instances=wanted.min_instances,
+            max_instances=wanted.max_instances,
+            priority=wanted.priority,
+            resources=wanted.resources,
+            labels=dict(wanted.labels),
+        )
+        return session.id
+
+    print(cluster.run(endpoint, command))
+
+
+def close(endpoint: str | None, session_id: str) -> None:
+    """Ask for a session's end: running tasks finish, waiting ones are cancelled."""
+    record = cluster.run(endpoint, lambda connection: connection.request_close(session_id))
+    print(f"session {record.id} {record.state.value}")

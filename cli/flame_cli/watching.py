@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, NoReturn, Protocol, TypeVar
+from typing import Final, Generic, NoReturn, TypeVar
 
 from flame.errors import Unavailable
 from flame_cli.errors import one_line
@@ -17,15 +17,18 @@ from flame_cli.output import dropped_note, formatted, make_table, note, on_termi
 from flame_cli.rendering import clipped
 
 T = TypeVar("T")
-In = TypeVar("In", contravariant=True)
 
 REFRESH_S: Final = 1.0
+
+_NO_WRAP: Final = "\x1b[?7l"
+"""A line too long for the terminal stays one line, so that the next frame finds its beginning."""
+_WRAP: Final = "\x1b[?7h"
 
 
 async def watch(form: Format, kind: Kind[T], fetch: Callable[[], Awaitable[Sequence[T]]]) -> NoReturn:
     """Look every second. A cluster that does not answer may come back, and whoever watches wants to see that."""
     redrawn = form is Format.TABLE and on_terminal() and os.environ.get("TERM") != "dumb"
-    view: _View[T] = _Redrawn(kind) if redrawn else _Appended(form, kind)
+    view: _Redrawn[T] | _Appended[T] = _Redrawn(kind) if redrawn else _Appended(form, kind)
     while True:
         try:
             items = await fetch()
@@ -36,17 +39,7 @@ async def watch(form: Format, kind: Kind[T], fetch: Callable[[], Awaitable[Seque
         await asyncio.sleep(REFRESH_S)
 
 
-class _View(Protocol[In]):
-    """Where a list is shown."""
-
-    def show(self, items: Sequence[In]) -> None:
-        """Show the list as it is now."""
-
-    def lost(self, error: Unavailable) -> None:
-        """Show that what was shown may be out of date."""
-
-
-class _Appended(_View[T]):
+class _Appended(Generic[T]):
     """One document, or table, after the other: only those that differ from the one before."""
 
     def __init__(self, form: Format, kind: Kind[T]) -> None:
@@ -56,6 +49,7 @@ class _Appended(_View[T]):
         self._lost = False
 
     def show(self, items: Sequence[T]) -> None:
+        """Show the list, unless it is what was shown last."""
         self._lost = False
         if self._form is Format.TABLE:
             lines = make_table(self._kind.columns, self._kind.rows(items)).lines
@@ -67,12 +61,13 @@ class _Appended(_View[T]):
         self._shown = text
 
     def lost(self, error: Unavailable) -> None:
+        """Say once that no list comes."""
         if not self._lost:
             note(f"({one_line(str(error))}; trying again)")
         self._lost = True
 
 
-class _Redrawn(_View[T]):
+class _Redrawn(Generic[T]):
     """In a terminal: the new list takes the place of the old one, and a line above says when that was.
 
     What was in the terminal before stays, and the last list is still there in the end.
@@ -84,6 +79,7 @@ class _Redrawn(_View[T]):
         self._drawn = 0
 
     def show(self, items: Sequence[T]) -> None:
+        """Show the list and when it was so."""
         made = make_table(self._kind.columns, self._kind.rows(items))
         self._body = [*made.lines, *([] if items else ["(none)"])]
         height = shutil.get_terminal_size().lines
@@ -95,11 +91,13 @@ class _Redrawn(_View[T]):
         self._draw(f"{self._kind.title} at {time.strftime('%H:%M:%S')}, Ctrl-C ends")
 
     def lost(self, error: Unavailable) -> None:
+        """Say above the last list why there is no newer one."""
         self._draw(f"{self._kind.title}: {one_line(str(error))}")
 
     def _draw(self, status: str) -> None:
         width = shutil.get_terminal_size().columns
         lines = [clipped(status, width), *self._body]
         up = f"\x1b[{self._drawn}F" if self._drawn else ""
-        print(up + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J", end="", flush=True)
+        text = "".join(f"{line}\x1b[K\n" for line in lines)
+        print(f"{_NO_WRAP}{up}{text}\x1b[J{_WRAP}", end="", flush=True)
         self._drawn = len(lines)

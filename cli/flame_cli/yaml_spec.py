@@ -11,13 +11,14 @@ A file holds any number of documents::
         DEEPSEEK_BASE_URL: https://api.deepseek.com
 
 Text is taken as it is written: ``VERSION: 1.10`` is ``1.10``. What YAML reads as a truth value or as nothing
-is refused where text belongs, since ``no`` may have been meant as a word.
+is refused where text belongs, since ``no`` may have been meant as a word. Environments may refer to variables of
+whoever reads the file: see `flame_cli.expansion`.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn, get_origin
@@ -27,6 +28,7 @@ import yaml
 from flame.errors import ConfigurationError, InvalidArgument
 from flame.protocol.records import ApplicationSpec
 from flame.protocol.subjects import check_application
+from flame_cli.expansion import ExpansionFailed, expand
 
 _YAML: Final = "tag:yaml.org,2002:"
 _TEXT_TAGS: Final = frozenset(f"{_YAML}{tag}" for tag in ("str", "int", "float", "timestamp"))
@@ -34,6 +36,7 @@ _NULL: Final = f"{_YAML}null"
 _BOOL: Final = f"{_YAML}bool"
 _MERGE: Final = f"{_YAML}merge"
 
+_ENVIRONMENTS: Final = "spec.environments"
 _ALIASES: Final = {"delay_release": "delay_release_s"}
 """What the file calls a field, where that differs from its name in the specification."""
 
@@ -46,18 +49,21 @@ class DeclaredApplication:
     spec: ApplicationSpec
 
 
-def read_applications(text: str, *, source: str, folder: Path) -> list[DeclaredApplication]:
+def read_applications(
+    text: str, *, source: str, folder: Path, variables: Mapping[str, str]
+) -> list[DeclaredApplication]:
     """Read every application that a YAML text declares.
 
     Args:
         text: The text.
         source: How to name it in errors.
-        folder: Where a relative ``working_directory`` starts from.
+        folder: Where a relative ``working_directory`` starts from, and a ``command`` with a slash in it.
+        variables: What environments may refer to.
 
     Raises:
         ConfigurationError: It is no YAML, or not what an application looks like; the text says where.
     """
-    reader = _Reader(source, folder)
+    reader = _Reader(source, folder, variables)
     declared = [reader.application(node) for node in _documents(text, source)]
     if not declared:
         raise ConfigurationError(f"{source}: expected an application (metadata, spec), the file is empty")
@@ -100,9 +106,10 @@ def _where(source: str, mark: yaml.Mark | None) -> str:
 class _Reader:
     """Turns nodes into an application. Follows what a field may hold, so it goes no deeper than that."""
 
-    def __init__(self, source: str, folder: Path) -> None:
+    def __init__(self, source: str, folder: Path, variables: Mapping[str, str]) -> None:
         self._source = source
         self._folder = folder
+        self._variables = variables
 
     def application(self, node: yaml.Node) -> DeclaredApplication:
         """Read one document."""
@@ -125,8 +132,7 @@ class _Reader:
             read = self._field(ApplicationSpec.model_fields[field].annotation, value, f"spec.{key}")
             if read is not None:
                 fields[field] = read
-        if fields.get("working_directory"):
-            fields["working_directory"] = str((self._folder / fields["working_directory"]).resolve())
+        self._place(fields)
         what = f"{self._source}: application {name!r}: spec"
         try:
             return DeclaredApplication(name, ApplicationSpec.check(what, fields))
@@ -144,10 +150,21 @@ class _Reader:
         if origin is dict:
             if _is_null(node):
                 return None
-            return {key: self._text(value, f"{path}.{key}") for key, value in self._map(node, path).items()}
+            read = self._expanded if path == _ENVIRONMENTS else self._text
+            return {key: read(value, f"{path}.{key}") for key, value in self._map(node, path).items()}
+        if annotation is bool:
+            return self._truth(node, path)
         if annotation in (int, float):
             return self._number(node, path)
         return self._text(node, path)
+
+    def _place(self, fields: dict[str, Any]) -> None:
+        """Turn relative paths into those that they mean where the file is."""
+        if fields.get("working_directory"):
+            fields["working_directory"] = str((self._folder / fields["working_directory"]).resolve())
+        if "/" in fields.get("command", ""):
+            # Not resolved: a virtual environment's python is a link, and knows by its name where it is.
+            fields["command"] = str(self._folder / fields["command"])
 
     def _map(self, node: yaml.Node, path: str, known: Collection[str] | None = None) -> dict[str, yaml.Node]:
         """Return a map's values by key; with ``known``, any other key is refused."""
@@ -190,6 +207,19 @@ class _Reader:
             self._refuse(node, path, f"expected text, got {node.tag}")
         text: str = node.value
         return text
+
+    def _expanded(self, node: yaml.Node, path: str) -> str:
+        """Return a scalar with its references to variables replaced."""
+        text = self._text(node, path)
+        try:
+            return expand(text, self._variables)
+        except ExpansionFailed as error:
+            self._refuse(node, path, str(error))
+
+    def _truth(self, node: yaml.Node, path: str) -> bool:
+        if not isinstance(node, yaml.ScalarNode) or node.tag != _BOOL:
+            self._refuse(node, path, f"expected true or false, got {_described(node)}")
+        return bool(yaml.SafeLoader("").construct_object(node))
 
     def _number(self, node: yaml.Node, path: str) -> object:
         """Return a number, or a text for the specification to refuse."""

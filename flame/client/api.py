@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from flame.client.default import default_connection
@@ -20,6 +21,7 @@ async def create_session(
     max_instances: int | None = None,
     priority: int = defaults.PRIORITY,
     resources: str | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> Session:
     """Open a new session on the default connection; see `Connection.create_session`."""
     connection = await default_connection()
@@ -31,6 +33,7 @@ async def create_session(
         max_instances=max_instances,
         priority=priority,
         resources=resources,
+        labels=labels,
     )
 
 

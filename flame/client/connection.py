@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -13,8 +13,10 @@ from flame.broker.errors import NoResponders, NotAcknowledged
 from flame.broker.jetstream import connect as connect_broker
 from flame.broker.seam import Broker
 from flame.client.ids import TaskIds, mint_session_id
+from flame.client.listing import list_tasks
 from flame.client.session import Session
 from flame.client.spec import SessionSpec
+from flame.client.task import Task
 from flame.config import resolve_endpoint
 from flame.errors import BrokerUnavailable, MalformedMessage, SchedulerUnavailable, SessionExists, Unavailable
 from flame.protocol import defaults, subjects
@@ -25,6 +27,8 @@ from flame.protocol.api import (
     ExecutorPage,
     Info,
     List,
+    ListExecutors,
+    ListSessions,
     Named,
     NodeInfo,
     NodePage,
@@ -34,10 +38,12 @@ from flame.protocol.api import (
     SessionInfo,
     SessionPage,
     UnregisterApplication,
+    UpdateApplication,
     Verb,
     read_answer,
 )
 from flame.protocol.records import ApplicationRecord, ApplicationSpec, ExecutorRecord, Record, SessionRecord, explain
+from flame.protocol.states import SessionState
 from flame.protocol.subjects import check_application, check_token
 
 R = TypeVar("R", bound=Record)
@@ -128,6 +134,7 @@ class Connection:
         max_instances: int | None = None,
         priority: int = defaults.PRIORITY,
         resources: str | None = None,
+        labels: Mapping[str, str] | None = None,
     ) -> Session:
         """Open a new session; see `SessionSpec` for the arguments.
 
@@ -145,6 +152,7 @@ class Connection:
             max_instances=max_instances,
             priority=priority,
             resources=resources,
+            labels=labels or {},
         )
         request = spec.request(session_id)
         for attempt in range(1, _MINT_ATTEMPTS + 1):
@@ -178,9 +186,33 @@ class Connection:
         """Return a session with the counts of its tasks. Raises `SessionNotFound`."""
         return await self.call(Verb.GET_SESSION, Named(name=check_token("session", session_id)), SessionInfo)
 
-    async def list_sessions(self) -> list[SessionInfo]:
-        """Return every session that is known, ordered by id."""
-        return await self._list(Verb.LIST_SESSIONS, SessionPage, lambda item: item.session.id)
+    async def list_sessions(
+        self,
+        *,
+        application: str | None = None,
+        state: SessionState | str | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> list[SessionInfo]:
+        """Return the sessions that are known, those that have ended within the last day included, ordered by id.
+
+        Args:
+            application: Only those of this application, which need not exist.
+            state: Only those in this state: ``open``, ``closing``, ``closed`` or ``failed``.
+            labels: Only those that have each of these labels with this value.
+
+        Raises:
+            InvalidArgument: One of them can't be.
+        """
+        filters = {"application": application, "state": state, "labels": dict(labels or {})}
+        if application is not None:
+            check_application(application)
+        request = ListSessions.check("list_sessions", filters)
+        return await self._list(Verb.LIST_SESSIONS, request, SessionPage, lambda item: item.session.id)
+
+    async def list_tasks(self, session_id: str, *, after: str = "", limit: int = 100) -> list[Task]:
+        """Return tasks of a session, which may have ended; see `Session.list_tasks`. Raises `SessionNotFound`."""
+        record = await self.get_session_record(session_id)
+        return await list_tasks(self, record.application, session_id, after=after, limit=limit)
 
     # ---- applications
 
@@ -200,6 +232,24 @@ class Connection:
             spec = ApplicationSpec.check(f"application {name!r}", spec)
         await self.call(Verb.REGISTER_APPLICATION, RegisterApplication(name=name, spec=spec), ApplicationRecord)
 
+    async def update_application(self, name: str, spec: ApplicationSpec | dict[str, Any]) -> ApplicationRecord:
+        """Give an application another specification as a whole: what ``spec`` leaves out has its default again.
+
+        Executors that run are left alone. Every executor that starts from now on is started by the new specification,
+        also those of sessions that are open. What concerns a session rather than a process counts for open sessions at
+        once: ``delay_release_s``, ``session_retry_limit``, ``min_instances`` and ``max_instances``. If fewer
+        executors are allowed than a session has, the idle ones leave and the busy ones stay until they are; if more
+        are, a session that is being served gets them when it is served anew. An application that is disabled stays so.
+
+        Raises:
+            ApplicationNotFound: It isn't registered.
+            InvalidArgument: A field is malformed; the text names every wrong field.
+        """
+        check_application(name)
+        if not isinstance(spec, ApplicationSpec):
+            spec = ApplicationSpec.check(f"application {name!r}", spec)
+        return await self.call(Verb.UPDATE_APPLICATION, UpdateApplication(name=name, spec=spec), ApplicationRecord)
+
     async def unregister_application(self, name: str, *, force: bool = False) -> None:
         """Remove an application with its waiting tasks and results.
 
@@ -216,7 +266,7 @@ class Connection:
 
     async def list_applications(self) -> list[ApplicationRecord]:
         """Return every application, ordered by name."""
-        return await self._list(Verb.LIST_APPLICATIONS, ApplicationPage, lambda item: item.name)
+        return await self._list(Verb.LIST_APPLICATIONS, List(), ApplicationPage, lambda item: item.name)
 
     # ---- the cluster
 
@@ -224,15 +274,27 @@ class Connection:
         """Return what the cluster is."""
         return await self.call(Verb.INFO, Request(), Info)
 
-    async def list_executors(self) -> list[ExecutorRecord]:
-        """Return every executor, ordered by node and id."""
+    async def get_executor(self, executor_id: str) -> ExecutorRecord:
+        """Return an executor. Raises `ExecutorNotFound`."""
+        return await self.call(Verb.GET_EXECUTOR, Named(name=check_token("executor", executor_id)), ExecutorRecord)
+
+    async def list_executors(self, *, session: str | None = None, node: str | None = None) -> list[ExecutorRecord]:
+        """Return the executors, ordered by node and id: all, or only those of a session, on a node, or both."""
+        for what, name in (("session", session), ("node", node)):
+            if name is not None:
+                check_token(what, name)
+        request = ListExecutors(session=session, node=node)
         return await self._list(
-            Verb.LIST_EXECUTORS, ExecutorPage, lambda item: subjects.executor_key(item.node, item.id)
+            Verb.LIST_EXECUTORS, request, ExecutorPage, lambda item: subjects.executor_key(item.node, item.id)
         )
+
+    async def get_node(self, name: str) -> NodeInfo:
+        """Return a node. Raises `NodeNotFound`."""
+        return await self.call(Verb.GET_NODE, Named(name=check_token("node", name)), NodeInfo)
 
     async def list_nodes(self) -> list[NodeInfo]:
         """Return every node, ordered by name."""
-        return await self._list(Verb.LIST_NODES, NodePage, lambda item: item.name)
+        return await self._list(Verb.LIST_NODES, List(), NodePage, lambda item: item.name)
 
     # ---- for sessions
 
@@ -299,15 +361,16 @@ class Connection:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, 0.5)
 
-    async def _list(self, verb: Verb, page_type: type[Any], name: Callable[[Any], str]) -> list[Any]:
+    async def _list(
+        self, verb: Verb, request: List, page_type: type[Any], name: Callable[[Any], str]
+    ) -> list[Any]:
         items: list[Any] = []
-        after = ""
         while True:
-            page = await self.call(verb, List(after=after), page_type)
+            page = await self.call(verb, request, page_type)
             items.extend(page.items)
             if not page.more:
                 return items
-            after = name(items[-1])
+            request = request.model_copy(update={"after": name(items[-1])})
 
     def _reconnected(self) -> None:
         for session in tuple(self._sessions):

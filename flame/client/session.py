@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from functools import partial
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Self
 
-from flame.broker.errors import Duplicate, NotAcknowledged, StreamFull, StreamMissing
 from flame.broker.seam import LiveMessage, Subscription
-from flame.cancel import end_task, end_tasks
+from flame.cancel import end_task
+from flame.client.outstanding import Outstanding
+from flame.client.listing import list_tasks
 from flame.client.task import Task, TaskHandle, TaskInformer
 from flame.errors import (
-    ApplicationNotFound,
-    BrokerUnavailable,
     FlameError,
     InvalidArgument,
     MalformedMessage,
     NotFound,
-    PayloadTooLarge,
-    QueueFull,
     SessionFailed,
     SessionNotFound,
     SessionNotOpen,
@@ -30,19 +27,14 @@ from flame.errors import (
 )
 from flame.logs import get_logger
 from flame.protocol import defaults, subjects
-from flame.protocol.api import LOOK_UP_LIMIT, LookUpTasks, TaskLooks, Verb
-from flame.protocol.codes import ErrorCode
-from flame.protocol.messages import ResultRecord, RunningEvent, TaskFault, TaskMessage
+from flame.protocol.messages import ResultRecord
 from flame.protocol.records import SessionRecord
-from flame.protocol.states import SessionState, TaskState
+from flame.protocol.states import SessionState
 
 if TYPE_CHECKING:
     from flame.client.connection import Connection
 
 log = get_logger("flame.client")
-
-STORE_ATTEMPT_S: Final = 5.0
-"""How long one attempt at storing a task waits for the broker's acknowledgement."""
 
 
 class Session:
@@ -56,18 +48,13 @@ class Session:
         self._connection = connection
         self._record = record
         self._loop = asyncio.get_running_loop()
-        self._task_prefix = subjects.task(record.application, record.id, "")
-        self._result_prefix = subjects.result(record.application, record.id, "")
-        self._outstanding: dict[str, TaskHandle] = {}
-        self._unacknowledged = 0
-        self._window: asyncio.Future[None] | None = None
+        self._tasks = Outstanding(connection, record, self._quiet)
         self._subscriptions: list[Subscription] = []
         self._reconcile_timer: asyncio.TimerHandle | None = None
         self._reconcile_wait_s = defaults.RECONCILE_FIRST_S
         self._reconciling: asyncio.Task[None] | None = None
         self._missed_events = False
         """The connection was lost since the last look: of what is outstanding nothing is too young to be looked up."""
-        self._retries: set[asyncio.Task[None]] = set()
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._note(record)
 
@@ -132,21 +119,96 @@ class Session:
             await stored
         return handle
 
+    async def create_tasks(
+        self, inputs: Iterable[bytes | str], informer: TaskInformer | None = None
+    ) -> list[TaskHandle]:
+        """Store many tasks and return their handles, in order, when all are stored.
+
+        They are sent without waiting for one another. If one can't be stored its error is raised; the others are stored
+        and go on. Arguments and errors as in `invoke`.
+        """
+        handles = [await self._submit(data, informer) for data in inputs]
+        for handle in handles:
+            stored = handle.when_stored()
+            if stored is not None:
+                await stored
+        return handles
+
+    async def map(
+        self,
+        inputs: Iterable[bytes | str] | AsyncIterable[bytes | str],
+        *,
+        ordered: bool = True,
+        in_flight: int = 1000,
+        raise_failed: bool = True,
+    ) -> AsyncIterator[Task]:
+        """Run a task for each input and yield the finished tasks, in the order of the inputs or as they finish.
+
+        Inputs are taken as results are asked for, so that any number of them needs little memory.
+
+        Args:
+            inputs: What the tasks get; an iterable or an asynchronous one.
+            ordered: In the order of the inputs; otherwise as they finish.
+            in_flight: How many tasks are outstanding at most.
+            raise_failed: Raise at a task that failed, as `invoke` does; otherwise yield it like the others.
+        """
+        if in_flight < 1:
+            raise InvalidArgument(f"in_flight: expected at least 1, got {in_flight}")
+        async for handle in self._finished(_each(inputs), in_flight, ordered):
+            task = await handle.finished()
+            yield task.check() if raise_failed else task
+
+    async def _finished(
+        self, inputs: AsyncIterator[bytes | str], in_flight: int, ordered: bool
+    ) -> AsyncIterator[TaskHandle]:
+        """Submit and yield handles: the oldest one's turn, or one that has ended."""
+        waiting: deque[TaskHandle] = deque()
+        ended: asyncio.Queue[TaskHandle] = asyncio.Queue()
+        more = True
+        outstanding = 0
+        while more or outstanding:
+            while more and outstanding < in_flight:
+                try:
+                    handle = await self._submit(await anext(inputs), None)
+                except StopAsyncIteration:
+                    more = False
+                    break
+                outstanding += 1
+                if ordered:
+                    waiting.append(handle)
+                else:
+                    handle.future.add_done_callback(lambda _, handle=handle: ended.put_nowait(handle))  # type: ignore[misc]
+            if outstanding:
+                yield waiting.popleft() if ordered else await ended.get()
+                outstanding -= 1
+
     async def get_task(self, task_id: str) -> Task:
         """Return a task of this session as the cluster knows it now, whoever created it.
 
         A finished one has its output. Raises `TaskNotFound` if there is no such task, or its result has aged out.
         """
         subjects.check_token("task", task_id)
-        looks = await self._look_up([task_id])
+        looks = await self._tasks.look_up([task_id])
         handle = TaskHandle(task_id, self._record, b"", self._loop, None)
         record = looks.results.get(task_id)
         if record is not None:
             handle.finish(ResultRecord.decode(record))
             return handle.task
         if task_id in looks.waiting:
-            return self._outstanding.get(task_id, handle).task
+            return (self._tasks.get(task_id) or handle).task
         raise TaskNotFound(f"session {self.id} has no task {task_id!r}, or its result has aged out")
+
+    async def list_tasks(self, *, after: str = "", limit: int = 100) -> list[Task]:
+        """Return tasks of this session as the cluster knows them now, whoever created them, ordered by id.
+
+        Ids are sorted by creation within one client. Finished tasks have their outputs. Which of the unfinished ones
+        run is told from how many do, a second ago or less: the oldest are taken to be those.
+
+        Args:
+            after: Only tasks whose ids are above this one: the last of the page before.
+            limit: At most so many, up to 10,000. Fewer than that are returned only if there are no more.
+        """
+        return await list_tasks(self._connection, self.application, self.id, after=after, limit=limit)
 
     async def close(self, *, timeout_s: float | None = None) -> None:
         """End the session and return once every task has its record: running ones finish, waiting ones are cancelled.
@@ -171,124 +233,16 @@ class Session:
     ) -> None:
         """Wait for the session's tasks, then close it; close at once after an exception."""
         if kind is None:
-            await self._idle()
+            await self._tasks.ended()
         await self.close()
-
-    # ---- creating tasks
 
     async def _submit(self, input: bytes | str, informer: TaskInformer | None) -> TaskHandle:
         if self._record.state is not SessionState.OPEN:
             raise self._ended_error()
-        if self._connection.closed:
-            raise BrokerUnavailable("the connection is closed; make another")
-        if type(input) is not bytes:
-            input = _as_bytes(input)
-        payload = TaskMessage(input, informer is not None).encode()
-        if len(payload) > defaults.INLINE_LIMIT_BYTES:
-            raise PayloadTooLarge(
-                f"input of {len(input)} bytes: with its envelope {len(payload)}, the limit is"
-                f" {defaults.INLINE_LIMIT_BYTES}; pass a reference to large data instead"
-            )
-        while self._unacknowledged >= defaults.PUBLISH_WINDOW:
-            await self._room()
-        task_id = self._connection.task_ids.mint()
-        handle = TaskHandle(task_id, self._record, payload, self._loop, informer)
-        self._outstanding[task_id] = handle
-        self._unacknowledged += 1
-        try:
-            await self._connection.broker.store_then(
-                self._task_prefix + task_id, payload, STORE_ATTEMPT_S, partial(self._on_stored, handle)
-            )
-        except FlameError as error:
-            self._on_stored(handle, 0, error)
-        except BaseException:
-            self._unacknowledged -= 1
-            del self._outstanding[task_id]
-            raise
+        handle = await self._tasks.submit(input if type(input) is bytes else _as_bytes(input), informer)
         if self._reconcile_timer is None:
             self._reconcile_timer = self._loop.call_later(self._reconcile_wait_s, self._reconcile_due)
         return handle
-
-    async def _room(self) -> None:
-        if self._window is None:
-            self._window = self._loop.create_future()
-        await asyncio.shield(self._window)
-
-    def _on_stored(self, handle: TaskHandle, _sequence: int, error: FlameError | None) -> None:
-        if error is None or handle.stored or handle.done() or isinstance(error, Duplicate):
-            self._stored(handle)
-        elif isinstance(error, BrokerUnavailable):
-            retry = self._loop.create_task(self._store_again(handle))
-            self._retries.add(retry)
-            retry.add_done_callback(self._retries.discard)
-        else:
-            self._not_stored(handle, error)
-
-    def _stored(self, handle: TaskHandle) -> None:
-        self._acknowledged()
-        handle.mark_stored(None)
-
-    def _not_stored(self, handle: TaskHandle, error: BaseException) -> None:
-        self._acknowledged()
-        self._outstanding.pop(handle.id, None)
-        if isinstance(error, StreamFull):
-            error = QueueFull(
-                f"application {self.application} holds as many waiting tasks as it may;"
-                " the task was not stored: try again later"
-            )
-        elif isinstance(error, StreamMissing):
-            error = ApplicationNotFound(f"application {self.application} is not registered any more")
-        failure = error if isinstance(error, FlameError) else BrokerUnavailable(str(error))
-        handle.mark_stored(failure)
-
-    def _acknowledged(self) -> None:
-        self._unacknowledged -= 1
-        if self._window is not None and self._unacknowledged < defaults.PUBLISH_WINDOW:
-            self._window.set_result(None)
-            self._window = None
-
-    async def _store_again(self, handle: TaskHandle) -> None:
-        """Keep trying to store a task whose acknowledgement did not come.
-
-        It may be stored, and may even have run: that is looked up first, and the task says so to its executor.
-        """
-        deadline = self._loop.time() + defaults.STORE_TIMEOUT_S
-        subject = self._task_prefix + handle.id
-        payload = TaskMessage.decode(handle.payload)
-        payload.again = True
-        data = payload.encode()
-        pause_s = defaults.BACKOFF_FIRST_S
-        last: FlameError | None = None
-        while self._loop.time() < deadline and not handle.stored and not handle.done():
-            try:
-                looks = await self._look_up([handle.id])
-                if not (looks.waiting or looks.results):
-                    await self._connection.broker.store(subject, data, STORE_ATTEMPT_S)
-            except Duplicate:
-                pass
-            except Unavailable as error:
-                last = error
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, 2.0)
-                continue
-            except FlameError as error:
-                self._not_stored(handle, error)
-                return
-            else:
-                for record in looks.results.values():
-                    self._finish(handle.id, record)
-            self._stored(handle)
-            return
-        if handle.stored or handle.done():
-            self._stored(handle)
-            return
-        self._not_stored(
-            handle,
-            NotAcknowledged(
-                f"task {handle.id} of session {self.id}: not acknowledged within {defaults.STORE_TIMEOUT_S:g} s"
-                f" ({last}); it may have been stored"
-            ),
-        )
 
     # ---- hearing of their ends
 
@@ -297,38 +251,9 @@ class Session:
         broker = self._connection.broker
         application, session = self._record.application, self._record.id
         self._subscriptions = [
-            await broker.subscribe(subjects.session_task_events(application, session), self._on_task_event),
+            await broker.subscribe(subjects.session_task_events(application, session), self._tasks.on_event),
             await broker.subscribe(subjects.session_events(application, session), self._on_session_event),
         ]
-
-    def _on_task_event(self, message: LiveMessage) -> None:
-        _, task_id, kind = message.subject.rsplit(".", 2)
-        if kind == "done":
-            # Anybody might publish here; the broker alone says under which subject a record is stored.
-            if message.stored_as == self._result_prefix + task_id:
-                self._finish(task_id, message.data)
-        elif kind == "running":
-            handle = self._outstanding.get(task_id)
-            if handle is not None:
-                try:
-                    handle.learn(handle.task.started_by(RunningEvent.decode(message.data)))
-                except MalformedMessage as error:
-                    log.warning("unreadable event", subject=message.subject, error=str(error))
-
-    def _finish(self, task_id: str, data: bytes) -> None:
-        handle = self._outstanding.get(task_id)
-        if handle is None:
-            return
-        try:
-            record = ResultRecord.decode(data)
-        except MalformedMessage as error:
-            # It is the task's one record all the same: nothing else will come.
-            fault = TaskFault(ErrorCode.INTERNAL, f"the task's record can't be read: {error}")
-            record = ResultRecord(TaskState.FAILED, error=fault)
-        del self._outstanding[task_id]
-        handle.finish(record)
-        if not self._outstanding:
-            self._quiet()
 
     def _on_session_event(self, message: LiveMessage) -> None:
         try:
@@ -361,7 +286,7 @@ class Session:
         self._look_now()
 
     def _look_now(self) -> None:
-        if (self._outstanding or not self._record.settled) and self._reconciling is None:
+        if (self._tasks or not self._record.settled) and self._reconciling is None:
             self._reconciling = self._loop.create_task(self._reconcile())
 
     def _reconcile_due(self) -> None:
@@ -373,7 +298,7 @@ class Session:
         try:
             found = await self._reconcile_once()
         except NotFound as error:
-            self._lose_all(error)
+            self._tasks.lose_all(error)
             found = True
         except FlameError as error:
             log.debug("could not look up what is outstanding", session=self.id, error=str(error))
@@ -383,44 +308,18 @@ class Session:
         self._reconcile_wait_s = (
             defaults.RECONCILE_FIRST_S if found else min(2 * self._reconcile_wait_s, defaults.RECONCILE_MAX_S)
         )
-        if self._reconcile_timer is None and (self._outstanding or self._closing()):
+        if self._reconcile_timer is None and (self._tasks or self._closing()):
             hurry = (self._record.settled or self._missed_events) and not failed
             wait_s = 0.2 if hurry else self._reconcile_wait_s
             self._reconcile_timer = self._loop.call_later(wait_s, self._reconcile_due)
 
     async def _reconcile_once(self) -> bool:
-        """Look up what has been outstanding for a while, or all of it; tell whether anything had been missed."""
+        """Look up the session and what is outstanding; tell whether anything had been missed."""
         if not self._record.settled:
             self._note(await self._connection.get_session_record(self.id))
-        ended = self._record.settled
-        everything = ended or self._missed_events
-        oldest = self._loop.time() - defaults.RECONCILE_FIRST_S
-        due = [h.id for h in self._outstanding.values() if h.stored and (everything or h.created <= oldest)]
+        everything = self._record.settled or self._missed_events
         self._missed_events = False
-        found = False
-        for begin in range(0, len(due), LOOK_UP_LIMIT):
-            page = due[begin : begin + LOOK_UP_LIMIT]
-            looks = await self._look_up(page)
-            for task_id, record in looks.results.items():
-                found = True
-                self._finish(task_id, record)
-            if not ended and looks.waiting and not looks.results:
-                break  # tasks run in order: what is younger waits too
-            unknown = set(page) - set(looks.waiting) - set(looks.results) - set(looks.unread)
-            for task_id in unknown:
-                found = True
-                self._expire(task_id)
-        return found
-
-    def _expire(self, task_id: str) -> None:
-        handle = self._outstanding.pop(task_id, None)
-        if handle is not None:
-            fault = TaskFault(ErrorCode.TASK_EXPIRED, "neither the task nor its result is kept any more")
-            handle.finish(ResultRecord(TaskState.FAILED, error=fault))
-
-    async def _look_up(self, tasks: Iterable[str]) -> TaskLooks:
-        request = LookUpTasks(application=self.application, session=self.id, tasks=tuple(tasks))
-        return await self._connection.call(Verb.LOOK_UP_TASKS, request, TaskLooks)
+        return await self._tasks.reconcile(everything=everything)
 
     # ---- ending
 
@@ -433,14 +332,6 @@ class Session:
         return SessionNotOpen(
             f"session {self.id} is {self._record.state.value}: it takes no more tasks; create another"
         )
-
-    async def _idle(self) -> None:
-        """Wait until every task created here has ended, however it did."""
-        while self._outstanding:
-            await asyncio.wait([h.future for h in self._outstanding.values()])
-            # A handle may have ended without leaving: only those that go on keep us here.
-            for task_id in [task_id for task_id, h in self._outstanding.items() if h.done()]:
-                del self._outstanding[task_id]
 
     async def _settled(self) -> None:
         while not self._ended.done():
@@ -455,18 +346,13 @@ class Session:
                     if self._connection.closed:
                         raise
                     log.debug("could not look the session up", session=self.id, error=str(error))
-        await self._idle()
-
-    def _lose_all(self, error: FlameError) -> None:
-        outstanding, self._outstanding = self._outstanding, {}
-        for handle in outstanding.values():
-            handle.lose(error)
+        await self._tasks.ended()
 
     async def abandon(self, error: FlameError) -> None:
         """The connection is closed: nothing more will be heard."""
         await self._release()
-        await end_tasks(self._retries)
-        self._lose_all(error)
+        await self._tasks.stop()
+        self._tasks.lose_all(error)
 
     async def _release(self) -> None:
         self._quiet()
@@ -475,6 +361,15 @@ class Session:
         for subscription in subscriptions:
             await subscription.stop()
         self._connection.forget(self)
+
+
+async def _each(inputs: Iterable[bytes | str] | AsyncIterable[bytes | str]) -> AsyncIterator[bytes | str]:
+    if isinstance(inputs, AsyncIterable):
+        async for data in inputs:
+            yield data
+    else:
+        for data in inputs:
+            yield data
 
 
 def _as_bytes(value: object) -> bytes:

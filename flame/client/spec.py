@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from flame.errors import InvalidArgument, PayloadTooLarge
 from flame.protocol import defaults
@@ -26,6 +28,8 @@ class SessionSpec:
     """Higher is served first; 0 is the lowest."""
     resources: str | None = None
     """What each executor needs, such as ``cpu=0.5,mem=512m,gpu=1``; ``None``: the cluster's default."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """What to find it by in `Connection.list_sessions`. At most 32, each key and value of at most 63 characters."""
 
     def request(self, session_id: str | None) -> CreateSession:
         """Return the control API's request; raise `InvalidArgument` for what can't be asked for."""
@@ -38,13 +42,14 @@ class SessionSpec:
             raise PayloadTooLarge(
                 f"common_data of {len(self.common_data)} bytes: the limit is {defaults.INLINE_LIMIT_BYTES}"
             )
-        options = {
+        options: dict[str, Any] = {
             "min_instances": self.min_instances,
             "max_instances": self.max_instances,
             "priority": self.priority,
+            "labels": self.labels,
         }
         if self.resources is not None:
-            options["resources"] = self.resources  # type: ignore[assignment]  # validated by the model
+            options["resources"] = self.resources
         return CreateSession(
             application=self.application,
             common_data=self.common_data,

@@ -183,11 +183,15 @@ class TaskHandle:
         """Wait for the end; cancelling the wait leaves the task alone."""
         return self._wait().__await__()
 
-    async def _wait(self) -> Task:
-        task = await asyncio.shield(self.future)
+    async def finished(self) -> Task:
+        """Wait for the end and return the task, however it ended. Raises only if nothing can be learned of it."""
+        task = self.future.result() if self.future.done() else await asyncio.shield(self.future)
         if self._informing is not None:
             await self._informing.settled()
-        return task.check()
+        return task
+
+    async def _wait(self) -> Task:
+        return (await self.finished()).check()
 
     def __repr__(self) -> str:
         """Name the task and its state."""

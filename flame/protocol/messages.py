@@ -56,7 +56,7 @@ class TaskFault:
 
     def fields(self) -> dict[str, Any]:
         """Return the map on the wire."""
-        fields = {"code": str(self.code), "message": self.message}
+        fields: dict[str, Any] = {"code": str(self.code), "message": self.message}
         if self.type:
             fields["type"] = self.type
         if self.traceback:

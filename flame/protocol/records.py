@@ -42,13 +42,15 @@ def _labels(labels: dict[str, str]) -> dict[str, str]:
 def _schema(schema: dict[str, Any]) -> dict[str, Any]:
     """Refuse what JSON has no object for, or too large a one."""
     try:
-        size = len(json.dumps(schema, allow_nan=False).encode())
-        if json.loads(json.dumps(schema)) != schema:
-            raise ValueError("a name in it is no text")
-    except (TypeError, ValueError, RecursionError) as error:
+        text = json.dumps(schema, allow_nan=False)
+        pack(schema)
+        same = json.loads(text) == schema
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ValueError(f"expected a JSON object: {error}") from None
-    if size > SCHEMA_BYTES:
-        raise ValueError(f"expected a JSON object of at most {SCHEMA_BYTES} bytes, got {size}")
+    if not same:
+        raise ValueError("expected a JSON object, got a map with what JSON can't hold")
+    if len(text) > SCHEMA_BYTES:
+        raise ValueError(f"expected a JSON object of at most {SCHEMA_BYTES} bytes, got {len(text)}")
     return schema
 
 

@@ -23,7 +23,7 @@ class Authority:
         self.folder = folder
         self.certificate = folder / "ca.pem"
         self._key = folder / "ca.key"
-        _openssl(
+        openssl(
             *("req", "-x509", *_NEW_KEY, "-keyout", self._key, "-out", self.certificate),
             *("-days", "1", "-subj", f"/CN={name}", *_AUTHORITY),
         )
@@ -34,14 +34,15 @@ class Authority:
         request, extensions = self.folder / f"{name}.csr", self.folder / f"{name}.ext"
         names = f"subjectAltName={alternatives}\n" if alternatives else ""
         extensions.write_text(f"{names}basicConstraints=CA:FALSE\nauthorityKeyIdentifier=keyid\n")
-        _openssl("req", *_NEW_KEY, "-keyout", key, "-out", request, "-subj", f"/CN={name}")
-        _openssl(
+        openssl("req", *_NEW_KEY, "-keyout", key, "-out", request, "-subj", f"/CN={name}")
+        openssl(
             *("x509", "-req", "-in", request, "-CA", self.certificate, "-CAkey", self._key, "-CAcreateserial"),
             *("-out", certificate, "-days", "1", "-extfile", extensions),
         )
         return certificate, key
 
 
-def _openssl(*arguments: str | Path) -> None:
+def openssl(*arguments: str | Path) -> None:
+    """Run the command; it must succeed."""
     assert OPENSSL is not None
     subprocess.run([OPENSSL, *arguments], check=True, capture_output=True)

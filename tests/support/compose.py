@@ -112,9 +112,7 @@ class Compose:
                 source, target, *_ = volume.split(":")
                 self.rules[target] = str(self._mount(file.parent, folder, source))
         self._replace_in_configuration()
-        self.services = {
-            name: Service(name, spec, folder, self.rules) for name, spec in self.spec["services"].items()
-        }
+        self.services = {name: Service(name, spec, folder, self.rules) for name, spec in self.spec["services"].items()}
 
     def _mount(self, base: Path, folder: Path, source: str) -> Path:
         """Return what is mounted: a copy of a folder of the checkout, or a volume's folder."""

@@ -4,23 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 
 from flame.broker.embedded import find_nats_server
 from flame.broker.embedded.probe import jetstream_fault
-from flame.errors import Unavailable
-from tests.support.cluster import Cluster, eventually
+from flame.broker.jetstream import connect
+from flame.broker.seam import Broker
+from flame.config import Security
+from flame.errors import BrokerUnavailable, Unavailable
+from tests.support.cluster import Cluster, eventually, processes_of
 
 BROKER_CONFIG = Path(__file__).parents[2] / "broker_config"
 
 Edits = Mapping[str, str]
 """What an operator would change in the files, by what is there now."""
+
+
+def _on(*lines: str) -> Edits:
+    """Switch lines on as the files say."""
+    return {line: line.removeprefix("# ") for line in lines}
+
+
+OPTIONS: Mapping[str, Edits] = {
+    "sync": _on("# sync_interval: always"),
+    "encryption": _on("# key: $FLAME_STORE_KEY", "# cipher: chachapoly"),
+    "authorization": _on("# authorization: { user: $FLAME_BROKER_USER, password: $FLAME_BROKER_PASSWORD }"),
+    "tls": _on("# include ./tls.conf", "# timeout: 5"),
+    "verified clients": _on("# verify: true"),
+}
+"""Every line of the files that is off."""
 
 
 def free_port() -> int:
@@ -58,6 +77,8 @@ class Server:
         )
         self._file = self.config / file
         self._environment = dict(environment)
+        self.check: Callable[[], Awaitable[bool]] = self._answers
+        """Whether it serves; another one where it takes more than a connection."""
         self._process: subprocess.Popen[bytes] | None = None
 
     def run(self) -> None:
@@ -79,14 +100,17 @@ class Server:
     async def ready(self) -> None:
         """Return when it answers JetStream requests; in a cluster there must be a leader for that."""
 
-        async def answers() -> bool:
+        async def serves() -> bool:
             assert self.alive, f"{self.name} has ended:\n{self.log.read_text()[-2000:]}"
-            with contextlib.suppress(TimeoutError):  # without a leader nobody answers
-                async with asyncio.timeout(0.5):
-                    return await jetstream_fault("127.0.0.1", self.port) is None
-            return False
+            return await self.check()
 
-        await eventually(answers, f"{self.name} answers")
+        await eventually(serves, f"{self.name} answers")
+
+    async def _answers(self) -> bool:
+        with contextlib.suppress(TimeoutError):  # without a leader nobody answers
+            async with asyncio.timeout(0.5):
+                return await jetstream_fault("127.0.0.1", self.port) is None
+        return False
 
     def kill(self) -> None:
         self._end(signal.SIGKILL)
@@ -169,3 +193,42 @@ class ServedCluster(Cluster):
 
             await eventually(ready, "the cluster is ready")
         return self
+
+
+@contextlib.asynccontextmanager
+async def served(folder: Path, servers: Servers, *, replicas: int = 1) -> AsyncIterator[ServedCluster]:
+    """Run a cluster of one node on servers; afterwards nothing of it is alive."""
+    cluster = ServedCluster(folder, servers, replicas=replicas)
+    try:
+        yield await cluster.start()
+    except BaseException:
+        print(cluster.logs())  # noqa: T201  # pytest shows it with the failure
+        raise
+    finally:
+        await cluster.stop()
+    assert processes_of(servers.endpoint) == []
+
+
+async def run_tasks(cluster: Cluster) -> None:
+    """Run a session of a service with a process of its own."""
+    async with cluster.connect() as connection:
+        await connection.register_application("lab", cluster.service("lab"))
+        async with await connection.create_session("lab") as session:
+            tasks = await asyncio.gather(*(session.invoke(json.dumps(["echo", n]), timeout_s=20) for n in range(20)))
+            assert [task.output for task in tasks] == [str(n).encode() for n in range(20)]
+
+
+async def try_connect(endpoint: str, security: Security | None = None) -> Broker | None:
+    """Return a connection if there can be one now."""
+    try:
+        return await connect(endpoint, security=security, timeout_s=2)
+    except BrokerUnavailable:
+        return None
+
+
+async def answers(endpoint: str, security: Security | None = None) -> bool:
+    """Whether there can be a connection now."""
+    broker = await try_connect(endpoint, security)
+    if broker is not None:
+        await broker.close()
+    return broker is not None

@@ -63,7 +63,14 @@ amounts: Final = st.builds(
     memory=st.integers(min_value=0, max_value=2**52),
     gpu=st.integers(min_value=0, max_value=1000),
 )
-faults: Final = st.builds(TaskFault, code=plain_text, message=plain_text, type=plain_text, traceback=plain_text)
+faults: Final = st.builds(
+    TaskFault,
+    code=plain_text,
+    message=plain_text,
+    type=plain_text,
+    traceback=plain_text,
+    details=st.binary(max_size=100),
+)
 
 scalars: Final = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | plain_text | st.binary()
 anything: Final = st.recursive(
@@ -71,6 +78,16 @@ anything: Final = st.recursive(
 )
 """Whatever MessagePack can carry."""
 newer_keys: Final = st.dictionaries(plain_text.map(lambda name: f"newer {name}"), anything, max_size=3)
+
+json_objects: Final = st.dictionaries(
+    plain_text,
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-(2**53), 2**53) | plain_text,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(plain_text, inner, max_size=3),
+        max_leaves=4,
+    ),
+    max_size=3,
+)
 
 T = TypeVar("T")
 
@@ -99,7 +116,7 @@ def _of_type(kind: Any, limits: typing.Sequence[Any] = ()) -> st.SearchStrategy[
     if origin is tuple:
         return st.lists(_of_type(arguments[0]), max_size=3).map(tuple)
     if origin is dict:
-        return st.dictionaries(_of_type(arguments[0]), _of_type(arguments[1]), max_size=3)
+        return json_objects if arguments[1] is Any else st.dictionaries(tokens, tokens | st.just(""), max_size=3)
     if kind in _SIMPLE:
         return _SIMPLE[kind]
     if kind in (int, float):

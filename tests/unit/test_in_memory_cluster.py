@@ -66,12 +66,6 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-async def until(condition: Callable[[], bool], limit_s: float = 120.0) -> None:
-    async with asyncio.timeout(limit_s):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
 # ---- tasks that no client of ours would store
 
 

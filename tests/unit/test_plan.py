@@ -155,14 +155,30 @@ requests = st.builds(Resources, cpu=quarters, memory=megabytes, gpu=st.integers(
 capacities = st.builds(Resources, cpu=st.integers(0, 16).map(lambda n: n / 4), memory=megabytes, gpu=st.integers(0, 2))
 
 
-@st.composite
-def views(draw: st.DrawFn, shuffle: bool = False) -> View:
-    """Make any view that records might add up to, sensible or not."""
-    return build(draw(facts()))
-
-
 Fact = tuple[Any, ...]
 """A method of `View` and its arguments, and what is known of a session besides its record."""
+
+
+@st.composite
+def sessions_and_what_is_known_beside(draw: st.DrawFn, name: str, nodes: list[str]) -> Fact:
+    state = draw(st.sampled_from([SessionState.OPEN, SessionState.OPEN, *SessionState]))
+    record = session(
+        name,
+        state,
+        settled=state is SessionState.CLOSED or (state is SessionState.FAILED and draw(st.booleans())),
+        created=float(draw(st.integers(1, 3))),
+        priority=draw(st.integers(0, 2)),
+        resources=draw(requests),
+        min_instances=draw(st.none() | st.integers(0, 3)),
+        max_instances=draw(st.none() | st.integers(1, 6)),
+    )
+    beside = {
+        "demand": draw(st.booleans()),
+        "busy": draw(st.sampled_from([False, False, False, True])),
+        "retry_at": draw(st.sampled_from([0.0, 0.0, NOW, NOW + 0.5])),
+        "avoid": draw(st.sampled_from(["", *nodes])),
+    }
+    return name, record, beside
 
 
 @st.composite
@@ -180,26 +196,9 @@ def facts(draw: st.DrawFn) -> dict[str, list[Fact]]:
         capacity = draw(capacities)
         record = node(name, capacity.cpu, memory=capacity.memory, gpu=capacity.gpu, stopping=draw(st.booleans()))
         nodes.append((name, record, NOW - draw(st.sampled_from([0.0, 0.0, 0.0, 6.0, 16.0]))))
-    sessions: list[Fact] = []
-    for number in range(draw(st.integers(0, 6))):
-        state = draw(st.sampled_from([SessionState.OPEN, SessionState.OPEN, *SessionState]))
-        record = session(
-            f"s{number}",
-            state,
-            settled=state is SessionState.CLOSED or (state is SessionState.FAILED and draw(st.booleans())),
-            created=float(draw(st.integers(1, 3))),
-            priority=draw(st.integers(0, 2)),
-            resources=draw(requests),
-            min_instances=draw(st.none() | st.integers(0, 3)),
-            max_instances=draw(st.none() | st.integers(1, 6)),
-        )
-        beside = {
-            "demand": draw(st.booleans()),
-            "busy": draw(st.sampled_from([False, False, False, True])),
-            "retry_at": draw(st.sampled_from([0.0, 0.0, NOW, NOW + 0.5])),
-            "avoid": draw(st.sampled_from(["", *names])),
-        }
-        sessions.append((record.id, record, beside))
+    sessions = [
+        draw(sessions_and_what_is_known_beside(f"s{number}", names)) for number in range(draw(st.integers(0, 6)))
+    ]
     bindings: list[Fact] = []
     executors: list[Fact] = []
     for number in range(draw(st.integers(0, 10)) if sessions else 0):
@@ -239,6 +238,11 @@ def build(known: dict[str, list[Fact]], order: Callable[[list[Fact]], list[Fact]
             view.touch(made)
     view.age_nodes(NOW)
     return view
+
+
+def views() -> st.SearchStrategy[View]:
+    """Make any view that records might add up to, sensible or not."""
+    return facts().map(build)
 
 
 def staying_of(view: View, session_id: str, step: Step | None) -> list[str]:

@@ -29,6 +29,7 @@ class Fed:
     def __init__(self) -> None:
         self.now: dict[str, BindingRecord] = {}
         self.changes = 0
+        self._changed = asyncio.Event()
 
     def __call__(self, key: str, record: BindingRecord | None, _revision: int) -> None:
         self.changes += 1
@@ -36,6 +37,13 @@ class Fed:
             self.now.pop(key, None)
         else:
             self.now[key] = record
+        self._changed.set()
+
+    async def until(self, expected: dict[str, BindingRecord]) -> None:
+        async with asyncio.timeout(10):
+            while self.now != expected:
+                self._changed.clear()
+                await self._changed.wait()
 
 
 @pytest.fixture
@@ -65,9 +73,7 @@ async def test_what_is_written_here_is_known_at_once_and_not_told_twice(
     await table.put(KEY, LEAVING)
     assert fed.now == {KEY: LEAVING}
     await broker.bucket(BUCKET).put("n.y", BOUND.encode())
-    async with asyncio.timeout(5):
-        while "n.y" not in fed.now:
-            await asyncio.sleep(0)
+    await fed.until({KEY: LEAVING, "n.y": BOUND})
     assert fed.changes == 3
     await watch.stop()
 
@@ -104,9 +110,7 @@ async def test_a_key_that_somebody_else_deleted_and_wrote_again_is_there(
     await table.create(KEY, BOUND)
     await bucket.delete(KEY)
     await bucket.create(KEY, LEAVING.encode())
-    async with asyncio.timeout(5):
-        while fed.now != {KEY: LEAVING}:
-            await asyncio.sleep(0)
+    await fed.until({KEY: LEAVING})
     await watch.stop()
 
 

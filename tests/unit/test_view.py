@@ -233,13 +233,11 @@ def test_a_session_that_ended_has_no_least() -> None:
 def test_an_executor_is_idle_since_it_was_first_seen_so() -> None:
     view = View()
     bound = binding("s", "n", "x")
-    view.put_executor("n.x", executor(bound, idle=True), NOW)
-    view.put_executor("n.x", executor(bound, idle=True), NOW + 5)
-    assert view.executors["n.x"].idle_since == NOW
-    view.put_executor("n.x", executor(bound, idle=False), NOW + 6)
-    assert view.executors["n.x"].idle_since is None
-    view.put_executor("n.x", executor(bound, idle=True), NOW + 7)
-    assert view.executors["n.x"].idle_since == NOW + 7
+    seen = []
+    for after_s, idle in ((0, True), (5, True), (6, False), (7, True)):
+        view.put_executor("n.x", executor(bound, idle=idle), NOW + after_s)
+        seen.append(view.executors["n.x"].idle_since)
+    assert seen == [NOW, NOW, None, NOW + 7]
 
 
 def test_only_a_bound_executor_is_idle() -> None:

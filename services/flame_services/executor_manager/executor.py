@@ -138,7 +138,10 @@ class Executor:
 
     async def report(self, report: ExecutorReport) -> Orders:
         """Take note of a report and answer it."""
-        if self._start is None or not self._is_ours(report.pid):
+        if self._start is None:
+            return Orders(LEAVE)
+        await self._start.certain.wait()
+        if not self._is_ours(report.pid):
             return Orders(LEAVE)
         self._start.heard(report)
         self.life.tell_start(self._start.how)

@@ -45,7 +45,11 @@ async def reap_orphans() -> None:
     while True:
         await asyncio.sleep(_LOOK_S)
         with contextlib.suppress(ChildProcessError):  # there is no child at all
-            while (dead := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
-                if dead.si_pid in _claimed:
-                    break  # it is asked for in a moment, and others after that
-                os.waitid(os.P_PID, dead.si_pid, os.WEXITED | os.WNOHANG)
+            _reap_unclaimed()
+
+
+def _reap_unclaimed() -> None:
+    while (dead := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+        if dead.si_pid in _claimed:
+            break  # it is asked for in a moment, and others after that
+        os.waitid(os.P_PID, dead.si_pid, os.WEXITED | os.WNOHANG)

@@ -5,6 +5,7 @@ A fresh one may turn out to be a template itself; then the executor is the first
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Final
 
@@ -33,6 +34,8 @@ class Start:
         """Plan it; nothing is touched yet."""
         self.process: Process | None = None
         """The process that its service runs in, as far as is known."""
+        self.certain: Final = asyncio.Event()
+        """Set unless `process` is about to become another: a report may come from that one."""
         self.how = ""
         """How that was started, and why so."""
         self.known_as = binding.executor
@@ -78,6 +81,7 @@ class Start:
 
     def clean_up(self) -> None:
         """Let go of what the process had here. Safe to call again."""
+        self.certain.set()
         captured, self.captured = self.captured, None
         if captured is not None:
             captured.end()
@@ -91,6 +95,10 @@ class Start:
             self._place.folder.forget_process(self._binding.executor)
             self._place.stocks.given.pop(warm.name, None)
 
+    def _set_process(self, process: Process) -> None:
+        self.process = process
+        self.certain.set()
+
     # ---- the ways
 
     async def _fork(self, template: Template, berth: Berth) -> bool | None:
@@ -102,13 +110,15 @@ class Start:
             difference(berth.launch.environment, template.environment),
             assignment=assignment if len(assignment.common_data) <= COMMON_DATA_BYTES else None,
         )
+        self.certain.clear()
         try:
-            self.process = process = await template.fork(order, berth.out, berth.err)
+            process = await template.fork(order, berth.out, berth.err)
         except (TemplateLost, ForkRefused) as error:
             log.warning("not forked", executor=self._binding.executor, reason=str(error))
             self.how = f"{FRESH}{error}"
             return None
         self.how = FORKED
+        self._set_process(process)
         berth.note(process)
         return order.assignment is not None
 
@@ -119,7 +129,7 @@ class Start:
         if not self._stock.record.spec.working_directory:
             self.new_folder = str(folder)
         self.captured = self._place.output.follow(self._binding, warm.berth.stdout, warm.berth.stderr)
-        self.process = warm.process
+        self._set_process(warm.process)
         self.known_as = warm.name
         self.how = f"warm: {self._stock.why_fresh()}"
         self._place.berths.note(self._binding.executor, warm.process)
@@ -129,7 +139,8 @@ class Start:
         berth = self._berth
         if berth is None:
             berth = self._take_berth(may_be_template=True)
-        process = self.process = berth.start()
+        process = berth.start()
+        self._set_process(process)
         began()
         if berth.template is None:
             self.how = self.how or f"{FRESH}{self._stock.why_fresh()}"

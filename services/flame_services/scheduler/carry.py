@@ -82,10 +82,11 @@ class Carrier:
             return
         current = next((b for b in session.bindings.values() if not b.leave and b.epoch == record.epoch), None)
         if current is None:
-            fence = await self._open_epoch(session)
+            most = self._view.most(session)
+            fence = await self._open_epoch(session, most)
             record = session.record
         else:
-            fence = current.fence
+            fence, most = current.fence, current.max_executors
         executor = f"x{secrets.token_hex(6)}"
         binding = BindingRecord(
             executor=executor,
@@ -96,13 +97,16 @@ class Carrier:
             consumer=subjects.consumer(record.id, record.epoch),
             fence=fence,
             ack_wait_s=self._ack_wait_s,
+            max_executors=most,
             created=time.time(),
         )
         await self._store.bindings.create(subjects.executor_key(node, executor), binding)
         log.info("bound", session=record.id, node=node, executor=executor, epoch=record.epoch)
 
-    async def _open_epoch(self, session: Session) -> int:
+    async def _open_epoch(self, session: Session, most: int) -> int:
         """Raise the session's epoch, replace its consumer, and return up to where deliveries may have run before.
+
+        The consumer is for at most that many executors.
 
         The epoch is written first: from then on nobody makes the old consumer again, and once that is deleted no
         executor of the old epoch can take or finish anything.
@@ -115,7 +119,7 @@ class Carrier:
         if old.epoch:
             await self._broker.delete_consumer(stream, subjects.consumer(old.id, old.epoch))
             fence = (await self._broker.stream_state(stream)).last_sequence
-        spec = topology.session_consumer(old.application, old.id, new.epoch, self._view.most(session), self._ack_wait_s)
+        spec = topology.session_consumer(old.application, old.id, new.epoch, most, self._ack_wait_s)
         try:
             await self._broker.create_consumer(spec)
         except ConsumerConflict:

@@ -15,8 +15,11 @@ from flame.errors import (
     ApplicationExists,
     ApplicationInUse,
     ApplicationNotFound,
+    ExecutorNotFound,
     FlameError,
     InternalError,
+    MalformedMessage,
+    NodeNotFound,
     PayloadTooLarge,
     SessionExists,
     SessionFailed,
@@ -34,6 +37,9 @@ from flame.protocol.api import (
     ExecutorPage,
     Info,
     List,
+    ListExecutors,
+    ListSessions,
+    ListTasks,
     LookUpTasks,
     Named,
     NodeInfo,
@@ -43,15 +49,27 @@ from flame.protocol.api import (
     Request,
     SessionInfo,
     SessionPage,
+    TaskInfo,
     TaskLooks,
+    TaskPage,
     UnregisterApplication,
+    UpdateApplication,
     Verb,
     answer_error,
     answer_ok,
 )
 from flame.protocol.codec import unpack
-from flame.protocol.records import ApplicationRecord, Record, SessionRecord
-from flame.protocol.states import APPLICATION, SESSION, ApplicationEvent, ApplicationState, SessionEvent, SessionState
+from flame.protocol.messages import ResultRecord
+from flame.protocol.records import ApplicationRecord, ExecutorRecord, Record, SessionRecord
+from flame.protocol.states import (
+    APPLICATION,
+    SESSION,
+    ApplicationEvent,
+    ApplicationState,
+    SessionEvent,
+    SessionState,
+    TaskState,
+)
 from flame.protocol.subjects import check_application, check_token
 from flame.version import __version__
 from flame_services.scheduler.counts import count_tasks
@@ -89,16 +107,20 @@ class ControlApi:
         verbs: dict[Verb, tuple[type[Request], Callable[[Any], Awaitable[Record | None]]]] = {
             Verb.INFO: (Request, self._info),
             Verb.REGISTER_APPLICATION: (RegisterApplication, self._register_application),
+            Verb.UPDATE_APPLICATION: (UpdateApplication, self._update_application),
             Verb.UNREGISTER_APPLICATION: (UnregisterApplication, self._unregister_application),
             Verb.GET_APPLICATION: (Named, self._get_application),
             Verb.LIST_APPLICATIONS: (List, self._list_applications),
             Verb.CREATE_SESSION: (CreateSession, self._create_session),
             Verb.OPEN_SESSION: (OpenSession, self._open_session),
             Verb.GET_SESSION: (Named, self._get_session),
-            Verb.LIST_SESSIONS: (List, self._list_sessions),
+            Verb.LIST_SESSIONS: (ListSessions, self._list_sessions),
             Verb.CLOSE_SESSION: (CloseSession, self._close_session),
-            Verb.LIST_EXECUTORS: (List, self._list_executors),
+            Verb.GET_EXECUTOR: (Named, self._get_executor),
+            Verb.LIST_EXECUTORS: (ListExecutors, self._list_executors),
+            Verb.GET_NODE: (Named, self._get_node),
             Verb.LIST_NODES: (List, self._list_nodes),
+            Verb.LIST_TASKS: (ListTasks, self._list_tasks),
             Verb.LOOK_UP_TASKS: (LookUpTasks, self._look_up_tasks),
         }
         handlers = {verb.value: _handler(verb, *what) for verb, what in verbs.items()}
@@ -135,6 +157,18 @@ class ControlApi:
         except RevisionConflict:
             raise ApplicationExists(f"application {name} is registered already; unregister it first") from None
         log.info("application registered", application=name)
+        return record
+
+    async def _update_application(self, request: UpdateApplication) -> ApplicationRecord:
+        name = check_application(request.name)
+
+        def update(record: ApplicationRecord) -> ApplicationRecord | None:
+            return None if record.spec == request.spec else record.changed(spec=request.spec, updated=time.time())
+
+        record = await self._store.applications.change(name, update)
+        if record is None:
+            raise _no_application(name)
+        log.info("application updated", application=name)
         return record
 
     async def _unregister_application(self, request: UnregisterApplication) -> None:
@@ -174,7 +208,7 @@ class ControlApi:
             return known
         found = await self._store.applications.get(name)
         if found is None:
-            raise ApplicationNotFound(f"application {name!r} is not registered; `flmctl list -a` shows those that are")
+            raise _no_application(name)
         return found[0]
 
     async def _list_applications(self, request: List) -> ApplicationPage:
@@ -267,8 +301,16 @@ class ControlApi:
             raise SessionNotFound(f"session {session_id} is not known; `flmctl list -s` shows those that are")
         return Session(*found)
 
-    async def _list_sessions(self, request: List) -> SessionPage:
-        names, more = _page(self._view.sessions, request)
+    async def _list_sessions(self, request: ListSessions) -> SessionPage:
+        def wanted(record: SessionRecord) -> bool:
+            return (
+                request.application in (None, record.application)
+                and request.state in (None, record.state)
+                and request.labels.items() <= record.options.labels.items()
+            )
+
+        chosen = (name for name, session in self._view.sessions.items() if wanted(session.record))
+        names, more = _page(chosen, request)
         items = await count_tasks(self._broker, self._view, [self._view.sessions[name] for name in names])
         return SessionPage(items=tuple(items), more=more)
 
@@ -322,6 +364,46 @@ class ControlApi:
             raise ApplicationNotFound(f"application {application} is not registered any more") from None
         return TaskLooks(waiting=tuple(waiting - set(results)), results=results, unread=tuple(unread))
 
+    async def _list_tasks(self, request: ListTasks) -> TaskPage:
+        """List the tasks of a session that are stored, and those whose records are.
+
+        Every call counts the subjects of all of them; what waits is asked first, as in `_look_up_tasks`.
+        """
+        application, session = check_application(request.application), check_token("session", request.session)
+        streams = subjects.task_stream(application), subjects.result_stream(application)
+        try:
+            waiting = await self._broker.subjects(streams[0], subjects.session_tasks(application, session))
+            recorded = await self._broker.subjects(streams[1], subjects.session_results(application, session))
+        except StreamMissing:
+            raise _no_application(application) from None
+        finished = {subjects.parse_result(subject).task for subject in recorded}
+        unfinished = {subjects.parse_task(subject).task for subject in waiting} - finished
+        running = set(sorted(unfinished)[: self._running(session)])
+        names, more = _page(finished | unfinished, request)
+        items: list[TaskInfo] = []
+        size = 0
+        for begin in range(0, len(names), 64):
+            if size >= _ANSWER_BYTES:
+                return TaskPage(items=tuple(items), more=True)
+            some = names[begin : begin + 64]
+            records = await self._results(application, session, [name for name in some if name in finished])
+            found = dict(zip([name for name in some if name in finished], records, strict=True))
+            for name in some:
+                if name not in finished:
+                    items.append(TaskInfo(id=name, state=TaskState.RUNNING if name in running else TaskState.PENDING))
+                elif (record := found[name]) is not None:  # otherwise it has just aged out
+                    items.append(TaskInfo(id=name, state=_state_in(record), record=record))
+                    size += len(record)
+        return TaskPage(items=tuple(items), more=more)
+
+    def _running(self, session_id: str) -> int:
+        """Return how many tasks of a session run, as its executors say."""
+        session = self._view.sessions.get(session_id)
+        if session is None:
+            return 0
+        executors = self._view.executors
+        return sum(executors[key].record.running for key in session.bindings if key in executors)
+
     async def _waiting(self, application: str, session: str, tasks: tuple[str, ...]) -> set[str]:
         stream = subjects.task_stream(application)
         for task in tasks:
@@ -340,30 +422,45 @@ class ControlApi:
 
     # ---- executors and nodes
 
-    async def _list_executors(self, request: List) -> ExecutorPage:
-        names, more = _page(self._view.executors, request)
+    async def _get_executor(self, request: Named) -> ExecutorRecord:
+        check_token("executor", request.name)
+        for executor in self._view.executors.values():
+            if executor.record.id == request.name:
+                return executor.record
+        raise ExecutorNotFound(f"executor {request.name} is not known; `flmctl list -e` shows those that are")
+
+    async def _list_executors(self, request: ListExecutors) -> ExecutorPage:
+        def wanted(record: ExecutorRecord) -> bool:
+            return request.session in (None, record.session) and request.node in (None, record.node)
+
+        chosen = (name for name, executor in self._view.executors.items() if wanted(executor.record))
+        names, more = _page(chosen, request)
         return ExecutorPage(items=tuple(self._view.executors[name].record for name in names), more=more)
+
+    async def _get_node(self, request: Named) -> NodeInfo:
+        name = check_token("node", request.name)
+        if name not in self._view.nodes:
+            raise NodeNotFound(f"node {name} is not known; `flmctl list -n` shows those that are")
+        return self._node_info(name)
 
     async def _list_nodes(self, request: List) -> NodePage:
         names, more = _page(self._view.nodes, request)
-        items = []
-        for name in names:
-            node = self._view.nodes[name]
-            record = node.record
-            items.append(
-                NodeInfo(
-                    name=name,
-                    hostname=record.hostname,
-                    state=node.state,
-                    cpu=record.capacity.cpu,
-                    memory=record.capacity.memory,
-                    gpu=record.capacity.gpu,
-                    arch=record.arch,
-                    os=record.os,
-                    executors=len(node.bindings),
-                )
-            )
-        return NodePage(items=tuple(items), more=more)
+        return NodePage(items=tuple(self._node_info(name) for name in names), more=more)
+
+    def _node_info(self, name: str) -> NodeInfo:
+        node = self._view.nodes[name]
+        record = node.record
+        return NodeInfo(
+            name=name,
+            hostname=record.hostname,
+            state=node.state,
+            cpu=record.capacity.cpu,
+            memory=record.capacity.memory,
+            gpu=record.capacity.gpu,
+            arch=record.arch,
+            os=record.os,
+            executors=len(node.bindings),
+        )
 
 
 def _handler(
@@ -382,6 +479,17 @@ def _handler(
             return answer_error(InternalError(f"{verb.value}: {error!r}; the scheduler's log has the details"))
 
     return handle
+
+
+def _no_application(name: str) -> ApplicationNotFound:
+    return ApplicationNotFound(f"application {name!r} is not registered; `flmctl list -a` shows those that are")
+
+
+def _state_in(record: bytes) -> TaskState:
+    try:
+        return ResultRecord.decode(record).state
+    except MalformedMessage:
+        return TaskState.FAILED  # as its client will call it
 
 
 def _check_open(record: SessionRecord) -> None:

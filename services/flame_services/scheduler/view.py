@@ -239,8 +239,14 @@ class View:
         return min(self.most(session), self.spec_of(session).min_instances if own is None else own)
 
     def most(self, session: Session) -> int:
-        """Return how many executors a session may have."""
+        """Return how many executors a session may have.
+
+        While it is served that is no more than its consumer was made for: its application may have been updated.
+        """
         limit = self.spec_of(session).max_instances
+        for binding in session.bindings.values():
+            if 0 < binding.max_executors < limit and binding.epoch == session.record.epoch:
+                limit = binding.max_executors
         own = session.record.options.max_instances
         return limit if own is None else min(own, limit)
 
