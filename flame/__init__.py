@@ -15,55 +15,65 @@ A service is a class with three methods::
 
     asyncio.run(flame.run(MyAgent()))
 
-Names that are not in ``__all__`` are not part of the interface.
+Names that are not in ``__all__`` are not part of the interface. Each is loaded when it is first used: a service has no
+need of what a client needs, nor the reverse.
 """
 
 from __future__ import annotations
 
-from flame.client.api import (
-    close_session,
-    create_session,
-    open_session,
-    register_application,
-)
-from flame.client.connection import Connection, connect
-from flame.client.session import Session
-from flame.client.spec import SessionSpec
-from flame.client.task import Task, TaskHandle, TaskInformer
-from flame.errors import (
-    ApplicationDisabled,
-    ApplicationExists,
-    ApplicationInUse,
-    ApplicationNotFound,
-    BrokerUnavailable,
-    ConfigurationError,
-    FlameError,
-    InvalidArgument,
-    InvalidName,
-    NotFound,
-    PayloadTooLarge,
-    QueueFull,
-    Refused,
-    SchedulerUnavailable,
-    SessionExists,
-    SessionFailed,
-    SessionNotFound,
-    SessionNotOpen,
-    SpecMismatch,
-    TaskCancelled,
-    TaskError,
-    TaskExpired,
-    TaskFailed,
-    TaskNotFound,
-    TimedOut,
-    Unavailable,
-)
-from flame.protocol.messages import TaskFault
-from flame.protocol.records import ApplicationSpec
-from flame.protocol.states import SessionState, TaskState
-from flame.service.contexts import FlameService, SessionContext, TaskContext, TaskOutput
-from flame.service.run import run
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from flame.version import __version__
+
+if TYPE_CHECKING:
+    from flame.client.api import (
+        close_session,
+        create_session,
+        open_session,
+        register_application,
+    )
+    from flame.client.connection import Connection, connect
+    from flame.client.logs import LogLine
+    from flame.client.session import Session
+    from flame.client.spec import SessionSpec
+    from flame.client.task import Task, TaskHandle, TaskInformer
+    from flame.client.watching import SessionEvent
+    from flame.errors import (
+        ApplicationDisabled,
+        ApplicationExists,
+        ApplicationInUse,
+        ApplicationNotFound,
+        BrokerUnavailable,
+        ConfigurationError,
+        ExecutorNotFound,
+        FlameError,
+        InvalidArgument,
+        InvalidName,
+        NodeNotFound,
+        NotFound,
+        PayloadTooLarge,
+        QueueFull,
+        Refused,
+        SchedulerUnavailable,
+        SessionExists,
+        SessionFailed,
+        SessionNotFound,
+        SessionNotOpen,
+        SpecMismatch,
+        TaskCancelled,
+        TaskError,
+        TaskExpired,
+        TaskFailed,
+        TaskNotFound,
+        TimedOut,
+        Unavailable,
+    )
+    from flame.protocol.messages import TaskFault
+    from flame.protocol.records import ApplicationSpec
+    from flame.protocol.states import SessionState, TaskState
+    from flame.service.contexts import FlameService, SessionContext, TaskContext, TaskOutput
+    from flame.service.run import run
 
 __all__ = [
     "ApplicationDisabled",
@@ -74,10 +84,13 @@ __all__ = [
     "BrokerUnavailable",
     "ConfigurationError",
     "Connection",
+    "ExecutorNotFound",
     "FlameError",
     "FlameService",
     "InvalidArgument",
     "InvalidName",
+    "LogLine",
+    "NodeNotFound",
     "NotFound",
     "PayloadTooLarge",
     "QueueFull",
@@ -85,6 +98,7 @@ __all__ = [
     "SchedulerUnavailable",
     "Session",
     "SessionContext",
+    "SessionEvent",
     "SessionExists",
     "SessionFailed",
     "SessionNotFound",
@@ -114,3 +128,86 @@ __all__ = [
     "register_application",
     "run",
 ]
+
+_NAMES = {
+    "flame.client.api": (
+        "close_session",
+        "create_session",
+        "open_session",
+        "register_application",
+    ),
+    "flame.client.connection": (
+        "Connection",
+        "connect",
+    ),
+    "flame.client.logs": ("LogLine",),
+    "flame.client.session": ("Session",),
+    "flame.client.spec": ("SessionSpec",),
+    "flame.client.task": (
+        "Task",
+        "TaskHandle",
+        "TaskInformer",
+    ),
+    "flame.client.watching": ("SessionEvent",),
+    "flame.errors": (
+        "ApplicationDisabled",
+        "ApplicationExists",
+        "ApplicationInUse",
+        "ApplicationNotFound",
+        "BrokerUnavailable",
+        "ConfigurationError",
+        "ExecutorNotFound",
+        "FlameError",
+        "InvalidArgument",
+        "InvalidName",
+        "NodeNotFound",
+        "NotFound",
+        "PayloadTooLarge",
+        "QueueFull",
+        "Refused",
+        "SchedulerUnavailable",
+        "SessionExists",
+        "SessionFailed",
+        "SessionNotFound",
+        "SessionNotOpen",
+        "SpecMismatch",
+        "TaskCancelled",
+        "TaskError",
+        "TaskExpired",
+        "TaskFailed",
+        "TaskNotFound",
+        "TimedOut",
+        "Unavailable",
+    ),
+    "flame.protocol.messages": ("TaskFault",),
+    "flame.protocol.records": ("ApplicationSpec",),
+    "flame.protocol.states": (
+        "SessionState",
+        "TaskState",
+    ),
+    "flame.service.contexts": (
+        "FlameService",
+        "SessionContext",
+        "TaskContext",
+        "TaskOutput",
+    ),
+    "flame.service.run": ("run",),
+}
+"""Where each name comes from: what is imported above for those who read or check types."""
+
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a name when it is first used."""
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List what there is, loaded or not."""
+    return sorted({*globals(), *__all__})

@@ -228,8 +228,10 @@ class LedgerReader:
     def _read(self, index: int) -> Slot | None:
         """Read one slot; ``None`` if it changed meanwhile."""
         at = _BODIES_AT + index * _BODY
-        generation, handle, task, taken_at, started_at = _SLOT.unpack_from(self._map, at)
+        generation = _GENERATION.unpack_from(self._map, at)[0]
         state = self._map[_STATES_AT + index]
+        # Only now the rest: a state that is seen after its generation was written after everything of it.
+        _, handle, task, taken_at, started_at = _SLOT.unpack_from(self._map, at)
         begin = at + _SLOT.size
         text = self._map[begin : begin + min(handle + task, _TEXT_MOST)]
         if _GENERATION.unpack_from(self._map, at)[0] != generation or state not in (HELD, RUNNING):

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from flame_cli import cluster
 from flame_cli.documents import Document, at
-from flame_cli.formats import Format
-from flame_cli.listing import How, Kind, show_list
+from flame_cli.formats import Format, How
+from flame_cli.listing import Kind, show_list
 from flame_cli.masking import masked
 from flame_cli.output import print_document
 from flame_cli.rendering import Column, clock, state

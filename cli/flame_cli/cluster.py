@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from flame import Connection, connect
-from flame.logs import configure_logs
 from flame_cli.errors import debugging
+
+if TYPE_CHECKING:
+    from flame import Connection
 
 T = TypeVar("T")
 
@@ -29,6 +30,8 @@ def run(endpoint: str | None, command: Callable[[Connection], Awaitable[T]], *, 
 def quiet_logs() -> None:
     """Keep the library's logs off the terminal unless they are asked for: commands speak for themselves."""
     if debugging():
+        from flame.logs import configure_logs
+
         configure_logs("debug")
     else:
         for part in ("flame", "nats", "asyncio"):
@@ -36,5 +39,7 @@ def quiet_logs() -> None:
 
 
 async def _run(endpoint: str | None, command: Callable[[Connection], Awaitable[T]], name: str) -> T:
+    from flame import connect
+
     async with await connect(endpoint, name=name) as connection:
         return await command(connection)

@@ -81,21 +81,18 @@ def locate(root: Any, words: Sequence[str]) -> Place:
     return Place(command, pending, positional, endpoint)
 
 
-def script(shell: str, programs: Sequence[str]) -> str:
-    """Return what a shell has to read to complete these programs."""
-    template = _SCRIPTS[shell]
-    return template.replace("@COMPLETE@", COMPLETE).replace("@PROGRAMS@", " ".join(programs)).strip()
-
-
 def from_cluster(noun: str, endpoint: str | None) -> list[Candidate]:
-    """Return the names that the cluster has now, none if it can't be asked within `LIMIT_S`."""
+    """Return the names that the cluster has now, none if it can't be asked within `LIMIT_S`.
+
+    The loop is not closed: that would wait for a thread that looks up a host's name. The process ends right after.
+    """
     import asyncio
 
     from flame_cli.cluster import quiet_logs
 
     quiet_logs()
     try:
-        return asyncio.run(_bounded(noun, endpoint))
+        return asyncio.new_event_loop().run_until_complete(_bounded(noun, endpoint))
     except Exception:  # noqa: BLE001 (a shell that waits for words has no use for a reason)
         return []
 
@@ -119,7 +116,7 @@ def _candidates(place: Place, current: str, names: Names) -> list[Candidate]:
             ]
         arguments = [parameter for parameter in place.command.params if parameter.param_type_name == "argument"]
         if place.positional >= len(arguments):
-            return []
+            return [Candidate(option.opts[0], _about(option.help)) for option in _options(place.command)]
         parameter = arguments[place.positional]
     choices = getattr(parameter.type, "choices", None)
     if choices is not None:
@@ -159,59 +156,3 @@ async def _bounded(noun: str, endpoint: str | None) -> list[Candidate]:
             if noun == "executor":
                 return [Candidate(e.id, f"{e.state.value}, {e.session}") for e in await connection.list_executors()]
             return [Candidate(n.name, n.hostname) for n in await connection.list_nodes()]
-
-
-_BASH: Final = r"""
-# Completion of flmctl for bash. In ~/.bashrc: source <(flmctl completion bash)
-_flmctl_complete() {
-    local line
-    COMPREPLY=()
-    while IFS= read -r line; do
-        COMPREPLY+=("${line%%$'\t'*}")
-    done < <("${COMP_WORDS[0]}" @COMPLETE@ "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null)
-}
-complete -o default -F _flmctl_complete @PROGRAMS@
-"""
-
-_ZSH: Final = r"""
-#compdef @PROGRAMS@
-# Completion of flmctl for zsh. In ~/.zshrc, after compinit: source <(flmctl completion zsh)
-_flmctl_complete() {
-    local line
-    local -a found
-    while IFS= read -r line; do
-        found+=("${${line%%$'\t'*}//:/\\:}:${line#*$'\t'}")
-    done < <("${words[1]}" @COMPLETE@ "${(@)words[2,CURRENT]}" 2>/dev/null)
-    if (( ${#found} )); then
-        _describe -V candidates found
-    else
-        _files
-    fi
-}
-if [[ "${funcstack[1]}" == _flmctl ]]; then
-    _flmctl_complete "$@"
-else
-    compdef _flmctl_complete @PROGRAMS@
-fi
-"""
-
-_FISH: Final = r"""
-# Completion of flmctl for fish. In ~/.config/fish/config.fish: flmctl completion fish | source
-function __flmctl_complete
-    set -l words (commandline -opc)
-    set -l current (commandline -ct)
-    set -l found ($words[1] @COMPLETE@ $words[2..-1] "$current" 2>/dev/null)
-    if test (count $found) -gt 0
-        printf '%s\n' $found
-    else
-        __fish_complete_path "$current"
-    end
-end
-for program in @PROGRAMS@
-    complete --command $program --no-files --arguments '(__flmctl_complete)'
-end
-"""
-
-_SCRIPTS: Final = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
-"""By name of the shell."""
-SHELLS: Final = tuple(_SCRIPTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -12,3 +13,11 @@ class Format(StrEnum):
     """For people."""
     JSON = "json"
     YAML = "yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """In which form to list, and whether once or until Ctrl-C."""
+
+    form: Format = Format.TABLE
+    watch: bool = False

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from flame_cli import cluster
 from flame_cli.documents import Document
-from flame_cli.formats import Format
+from flame_cli.formats import Format, How
 from flame_cli.output import formatted, print_table
 from flame_cli.rendering import Column
 
@@ -16,14 +16,6 @@ if TYPE_CHECKING:
     from flame import Connection
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class How:
-    """In which form to list, and whether once or until Ctrl-C."""
-
-    form: Format = Format.TABLE
-    watch: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,11 @@ def flmping() -> NoReturn:
     _run("flmping")
 
 
+def flmexec() -> NoReturn:
+    """Run ``flmexec``."""
+    _run("flmexec")
+
+
 def _run(program: str) -> NoReturn:
     from flame_cli import errors
 

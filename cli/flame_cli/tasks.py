@@ -19,8 +19,6 @@ PREVIEW: Final = 60
 """Characters of an output or error in a list."""
 LINES: Final = 40
 """Of an output or a traceback, in a terminal."""
-_PAGE: Final = 1000
-
 COLUMNS: Final = (
     Column("ID"),
     Column("State", state=True),
@@ -85,7 +83,7 @@ def preview(task: Task) -> str:
 
 def view_all(endpoint: str | None, session_id: str, form: Format, *, limit: int) -> None:
     """List a session's tasks, the oldest first; not more than ``limit``."""
-    tasks = cluster.run(endpoint, lambda connection: _tasks(connection, session_id, limit + 1))
+    tasks = cluster.run(endpoint, lambda connection: connection.list_tasks(session_id, limit=limit + 1))
     more, tasks = len(tasks) > limit, tasks[:limit]
     if form is Format.TABLE:
         print_table(COLUMNS, KIND.rows(tasks))
@@ -131,18 +129,6 @@ def _blocks(task: Task, *, limit: int | None) -> list[str]:
 
 def _error(fault: TaskFault) -> Document:
     return {"code": str(fault.code), "type": fault.type, "message": fault.message, "traceback": fault.traceback}
-
-
-async def _tasks(connection: Connection, session_id: str, limit: int) -> list[Task]:
-    session = await _session(connection, session_id)
-    tasks: list[Task] = []
-    while len(tasks) < limit:
-        wanted = min(_PAGE, limit - len(tasks))
-        page = await session.list_tasks(after=tasks[-1].id if tasks else "", limit=wanted)
-        tasks += page
-        if len(page) < wanted:
-            break
-    return tasks
 
 
 async def _session(connection: Connection, session_id: str) -> Session:

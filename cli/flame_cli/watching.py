@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, Generic, NoReturn, TypeVar
+from typing import Final, Generic, TypeVar
 
 from flame.errors import Unavailable
 from flame_cli.errors import one_line
@@ -25,7 +25,7 @@ _NO_WRAP: Final = "\x1b[?7l"
 _WRAP: Final = "\x1b[?7h"
 
 
-async def watch(form: Format, kind: Kind[T], fetch: Callable[[], Awaitable[Sequence[T]]]) -> NoReturn:
+async def watch(form: Format, kind: Kind[T], fetch: Callable[[], Awaitable[Sequence[T]]]) -> None:
     """Look every second. A cluster that does not answer may come back, and whoever watches wants to see that."""
     redrawn = form is Format.TABLE and on_terminal() and os.environ.get("TERM") != "dumb"
     view: _Redrawn[T] | _Appended[T] = _Redrawn(kind) if redrawn else _Appended(form, kind)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -17,6 +16,7 @@ from flame.broker.errors import BrokerError, ConsumerMissing, NotAcknowledged, S
 from flame.broker.fast import Sender
 from flame.broker.publisher import Publisher
 from flame.broker.puller import JetStreamPuller
+from flame.broker.reader import read_stream
 from flame.broker.seam import (
     ConsumerState,
     Listener,
@@ -29,7 +29,7 @@ from flame.broker.seam import (
     SubjectHandler,
     Subscription,
 )
-from flame.broker.security import NoTls, make_client, security_options
+from flame.broker.security import make_client, not_connected, security_options
 from flame.broker.wire import (
     ACK,
     IN_PROGRESS,
@@ -94,7 +94,7 @@ async def connect(
     if security is None:
         security = Security.from_environment()
     options = security_options(servers, security)
-    broker = JetStreamBroker(make_client(servers, security), _without_credentials(servers))
+    broker = JetStreamBroker(make_client(servers, security), _without_credentials(servers), security)
     try:
         async with asyncio.timeout(timeout_s):
             await broker.open(servers, name, options, check=check)
@@ -117,10 +117,11 @@ def _without_credentials(servers: list[str]) -> str:
 class JetStreamBroker:
     """One connection to NATS with JetStream; see `flame.broker.seam.Broker` for what each operation does."""
 
-    def __init__(self, client: Client, endpoint: str) -> None:
+    def __init__(self, client: Client, endpoint: str, security: Security) -> None:
         """Hold an unconnected client; use `connect`."""
         self._nc = client
         self._endpoint = endpoint
+        self._security = security
         self._publisher: Publisher
         self._sender: Sender
         self._on_reconnect: list[Listener] = []
@@ -132,7 +133,7 @@ class JetStreamBroker:
 
     # ---- the connection
 
-    async def open(self, servers: list[str], name: str, security: Mapping[str, Any], *, check: bool) -> None:
+    async def open(self, servers: list[str], name: str, options: Mapping[str, Any], *, check: bool) -> None:
         """Connect once, at every server, then keep reconnecting for ever."""
         fast.speed_up(self._nc)
         try:
@@ -148,10 +149,10 @@ class JetStreamBroker:
                 reconnect_time_wait=0,
                 max_reconnect_attempts=1,
                 inbox_prefix="_INBOX",
-                **security,
+                **options,
             )
         except (nats_errors.Error, OSError, asyncio.IncompleteReadError) as error:
-            raise self._not_connected(self._last_error or error) from error
+            raise not_connected(self._endpoint, self._security, self._last_error or error) from error
         self._nc.options["max_reconnect_attempts"] = -1
         self._nc.options["reconnect_time_wait"] = RECONNECT_WAIT_S
         if check:
@@ -159,24 +160,6 @@ class JetStreamBroker:
         self._sender = Sender(self._nc)
         self._publisher = Publisher(self._nc, self._sender)
         await self._publisher.start()
-
-    def _not_connected(self, cause: Exception) -> BrokerUnavailable:
-        if isinstance(cause, NoTls):
-            return BrokerUnavailable(f"the server at {self._endpoint} is refused: {cause}")
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return BrokerUnavailable(
-                f"the server at {self._endpoint} can't prove who it is ({cause.verify_message}):"
-                " FLAME_TLS_CA names the certificates that its own must be signed by"
-            )
-        if isinstance(cause, nats_errors.AuthorizationError) or "authorization violation" in str(cause).lower():
-            return BrokerUnavailable(
-                f"the server at {self._endpoint} refuses this client's credentials: expected a user and password in"
-                " the endpoint (nats://USER:PASSWORD@HOST:PORT), or a file named by FLAME_CREDENTIALS"
-            )
-        return BrokerUnavailable(
-            f"no NATS server answers at {self._endpoint} ({_plain(cause)}):"
-            " is the cluster up? `flmctl up` starts one here"
-        )
 
     @property
     def endpoint(self) -> str:
@@ -405,6 +388,12 @@ class JetStreamBroker:
     async def last(self, stream: str, subject: str) -> StoredMessage | None:
         """See `flame.broker.seam.Broker.last`."""
         return await read_message(self._nc, stream, {"last_by_subj": subject}, f"read {subject}")
+
+    def read(
+        self, stream: str, pattern: str, *, after: int = 0, follow: bool = False
+    ) -> AsyncGenerator[StoredMessage, None]:
+        """See `flame.broker.seam.Broker.read`."""
+        return read_stream(self._nc, stream, pattern, after, self.on_reconnect, follow=follow)
 
     async def purge(self, stream: str, pattern: str, up_to: int = 0) -> int:
         """See `flame.broker.seam.Broker.purge`."""

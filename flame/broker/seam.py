@@ -8,7 +8,7 @@ is gone for good.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from flame.errors import FlameError
@@ -207,6 +207,17 @@ class Broker(Protocol):
 
     async def last(self, stream: str, subject: str) -> StoredMessage | None:
         """Read the last message of a subject, by the stream's leader: what it doesn't find was not there."""
+
+    def read(
+        self, stream: str, pattern: str, *, after: int = 0, follow: bool = False
+    ) -> AsyncGenerator[StoredMessage, None]:
+        """Read the stored messages whose subject matches, in order, from the one behind the sequence ``after``.
+
+        Ends with the last one that was there when it began; with ``follow`` it goes on with what is stored from then
+        on. It survives reconnects: each message comes once, unless a limit of the stream removed it before. Whoever
+        takes messages slowly holds the broker back and loses none. Raises `StreamMissing`, also later, and
+        `BrokerUnavailable` where the connection is closed for good or, without ``follow``, interrupted for long.
+        """
 
     async def purge(self, stream: str, pattern: str, up_to: int = 0) -> int:
         """Remove the stored messages whose subject matches and return how many.

@@ -16,7 +16,7 @@ from flame.config import (
     TLS_KEY_VARIABLE,
     Security,
 )
-from flame.errors import ConfigurationError
+from flame.errors import BrokerUnavailable, ConfigurationError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,22 +32,44 @@ class NoTls(nats_errors.Error):
         return "it offers no TLS, and this connection was told to use it"
 
 
-class TlsClient(Client):
-    """A client that says nothing to a server without TLS, whoever may have taken the offer out of its greeting."""
+class CertificateWanted(nats_errors.Error):
+    """The server verifies its clients, and this one has nothing to show."""
+
+
+class StrictClient(Client):
+    """A client that keeps to what it was told of TLS."""
+
+    def __init__(self, security: Security, *, needs_tls: bool) -> None:
+        """With ``needs_tls`` it says nothing to a server without TLS, whoever took the offer out of its greeting."""
+        super().__init__()
+        self._security = security
+        self._needs_tls = needs_tls
 
     def _connect_command(self) -> bytes:
         # Made when TLS is established and before anything is sent. nats-py goes on without TLS if it isn't offered.
-        if not self._server_info.get("tls_required"):
+        if self._needs_tls and not self._server_info.get("tls_required"):
             raise NoTls
         command: bytes = super()._connect_command()
         return command
+
+    async def _process_connect_init(self) -> None:
+        try:
+            await super()._process_connect_init()
+        except OSError:
+            # After a handshake that failed nats-py would wait for ever for the end of this transport.
+            if self._transport is not None:
+                self._transport.close()  # type: ignore[no-untyped-call]  # nats-py
+                self._transport = None
+            if self._server_info.get("tls_verify") and self._security.tls_certificate is None:
+                raise CertificateWanted from None
+            raise
 
 
 def make_client(servers: list[str], security: Security) -> Client:
     """Return an unconnected client that is as strict as its settings ask."""
     tls = security.needs_tls or any(server.startswith("tls:") for server in servers)
     websocket = any(server.startswith("ws") for server in servers)  # TLS, or its absence, is a matter of the URL there
-    return TlsClient() if tls and not websocket else Client()
+    return StrictClient(security, needs_tls=tls and not websocket)
 
 
 def security_options(servers: list[str], security: Security) -> dict[str, Any]:
@@ -59,6 +81,34 @@ def security_options(servers: list[str], security: Security) -> dict[str, Any]:
         _check_credentials(security.credentials)
         options["user_credentials"] = security.credentials
     return options
+
+
+def not_connected(endpoint: str, security: Security, cause: Exception) -> BrokerUnavailable:
+    """Say why there is no connection, and what to do."""
+    if isinstance(cause, NoTls):
+        return BrokerUnavailable(f"the server at {endpoint} is refused: {cause}")
+    if isinstance(cause, CertificateWanted):
+        return BrokerUnavailable(
+            f"the server at {endpoint} verifies its clients: expected a certificate and its key, named by"
+            f" {TLS_CERTIFICATE_VARIABLE} and {TLS_KEY_VARIABLE}"
+        )
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        own = security.tls_ca
+        trusted = f"{TLS_CA_VARIABLE} {own}" if own else f"the system's, since {TLS_CA_VARIABLE} is not set"
+        return BrokerUnavailable(
+            f"the server at {endpoint} can't prove who it is: {cause.verify_message}. Expected a certificate for this"
+            f" host, signed by an authority of {trusted}"
+        )
+    text = (str(cause) or type(cause).__name__).removeprefix("nats: ")
+    if isinstance(cause, nats_errors.AuthorizationError) or "authorization violation" in text.lower():
+        given = f" of {CREDENTIALS_VARIABLE} {security.credentials}" if security.credentials else ""
+        return BrokerUnavailable(
+            f"the server at {endpoint} refuses this client's credentials{given}: expected a user and password in the"
+            f" endpoint, nats://USER:PASSWORD@HOST:PORT, or a file named by {CREDENTIALS_VARIABLE}"
+        )
+    return BrokerUnavailable(
+        f"no NATS server answers at {endpoint} ({text}): is the cluster up? `flmctl up` starts one here"
+    )
 
 
 def _tls_context(security: Security) -> ssl.SSLContext:

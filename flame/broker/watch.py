@@ -76,7 +76,7 @@ class Reading:
             raise map_client_error(what, error) from error
         config = {
             "deliver_subject": inbox,
-            "deliver_policy": "last_per_subject",
+            **self._begin(),
             "ack_policy": "none",
             "max_deliver": 1,
             "filter_subject": self._prefix + self._pattern,
@@ -122,10 +122,18 @@ class Reading:
             self.broken.set()
             return
         self._seen += 1
-        deleted = headers is not None and (KV_OPERATION in headers or KV_MARKER in headers)
-        value = None if deleted else msg.data
-        self._handler(Entry(msg.subject[len(self._prefix) :], value, int(parts[base + 3])))
+        await self._take(msg, int(parts[base + 3]))
         self._check_complete(nothing_more=parts[base + 6] == "0")
+
+    def _begin(self) -> dict[str, object]:
+        """Return where the consumer begins."""
+        return {"deliver_policy": "last_per_subject"}
+
+    async def _take(self, msg: Msg, sequence: int) -> None:
+        """Hand a message on. While this waits, the broker holds back what follows."""
+        headers = msg.headers
+        deleted = headers is not None and (KV_OPERATION in headers or KV_MARKER in headers)
+        self._handler(Entry(msg.subject[len(self._prefix) :], None if deleted else msg.data, sequence))
 
     async def _on_status(self, msg: Msg, headers: dict[str, str]) -> None:
         reply = msg.reply or headers.get(CONSUMER_STALLED, "")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -14,6 +15,7 @@ from flame.broker.jetstream import connect as connect_broker
 from flame.broker.seam import Broker
 from flame.client.ids import TaskIds, mint_session_id
 from flame.client.listing import list_tasks
+from flame.client.logs import LogLine, read_logs
 from flame.client.session import Session
 from flame.client.spec import SessionSpec
 from flame.client.task import Task
@@ -296,6 +298,31 @@ class Connection:
         """Return every node, ordered by name."""
         return await self._list(Verb.LIST_NODES, List(), NodePage, lambda item: item.name)
 
+    async def read_logs(
+        self, *, session: str | None = None, executor: str | None = None, follow: bool = False, tail: int | None = None
+    ) -> AsyncGenerator[LogLine, None]:
+        """Read what a session's services wrote to their standard output and error, in the order it was kept in.
+
+        Output is kept for a day and up to 256 MiB an application, older output goes first; it arrives within a second
+        of being written. Use ``async with contextlib.aclosing(...)`` to leave early.
+
+        Args:
+            session: Of all executors of this session, which may have ended.
+            executor: Of this executor only, which may have ended.
+            follow: Go on with what is written from now on, also across reconnects, until the session has ended (with
+                ``executor``, until that has) and everything was told.
+            tail: Begin with the last so many lines; ``None``: with the oldest there is.
+
+        Raises:
+            SessionNotFound: There is no such session.
+            ExecutorNotFound: There is no such executor, and nothing that it wrote.
+            ApplicationNotFound: The application was unregistered, and its output is gone.
+            InvalidArgument: Neither a session nor an executor is given, or ``tail`` is negative.
+        """
+        async with aclosing(read_logs(self, session=session, executor=executor, follow=follow, tail=tail)) as lines:
+            async for line in lines:
+                yield line
+
     # ---- for sessions
 
     async def call(self, verb: Verb, request: Request, answer: type[R]) -> R:
@@ -361,9 +388,7 @@ class Connection:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, 0.5)
 
-    async def _list(
-        self, verb: Verb, request: List, page_type: type[Any], name: Callable[[Any], str]
-    ) -> list[Any]:
+    async def _list(self, verb: Verb, request: List, page_type: type[Any], name: Callable[[Any], str]) -> list[Any]:
         items: list[Any] = []
         while True:
             page = await self.call(verb, request, page_type)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final
 from flame.broker.errors import Duplicate, NotAcknowledged, StreamFull, StreamMissing
 from flame.broker.seam import LiveMessage
 from flame.cancel import end_tasks
-from flame.client.task import TaskHandle, TaskInformer
+from flame.client.listing import finished_task
+from flame.client.task import Task, TaskHandle, TaskInformer
 from flame.errors import (
     ApplicationNotFound,
     BrokerUnavailable,
@@ -52,6 +53,8 @@ class Outstanding:
         self._unacknowledged = 0
         self._window: asyncio.Future[None] | None = None
         self._retries: set[asyncio.Task[None]] = set()
+        self.on_task: Callable[[Task], None] | None = None
+        """Called with every state that is learned of a task of the session, whoever created it, if anybody watches."""
         self._page = 0
         """Which part of many old ones is looked up next."""
 
@@ -112,6 +115,8 @@ class Outstanding:
     def _stored(self, handle: TaskHandle) -> None:
         self._acknowledged()
         handle.mark_stored(None)
+        if self.on_task is not None:
+            self.on_task(handle.task)
 
     def _not_stored(self, handle: TaskHandle, error: BaseException) -> None:
         self._acknowledged()
@@ -186,16 +191,27 @@ class Outstanding:
                 self.finish(task_id, message.data)
         elif kind == "running":
             handle = self._handles.get(task_id)
-            if handle is not None:
+            if handle is not None or self.on_task is not None:
                 try:
-                    handle.learn(handle.task.started_by(RunningEvent.decode(message.data)))
+                    self._run(task_id, handle, RunningEvent.decode(message.data))
                 except MalformedMessage as error:
                     log.warning("unreadable event", subject=message.subject, error=str(error))
+
+    def _run(self, task_id: str, handle: TaskHandle | None, event: RunningEvent) -> None:
+        task = self._task_of_others(task_id) if handle is None else handle.task
+        task = task.started_by(event)
+        if handle is not None:
+            handle.learn(task)
+        if self.on_task is not None:
+            self.on_task(task)
+
+    def _task_of_others(self, task_id: str) -> Task:
+        return Task(task_id, self._record.id, self._record.application, TaskState.PENDING)
 
     def finish(self, task_id: str, data: bytes) -> None:
         """Take a task's terminal record over."""
         handle = self._handles.get(task_id)
-        if handle is None:
+        if handle is None and self.on_task is None:
             return
         try:
             record = ResultRecord.decode(data)
@@ -203,8 +219,14 @@ class Outstanding:
             # It is the task's one record all the same: nothing else will come.
             fault = TaskFault(ErrorCode.INTERNAL, f"the task's record can't be read: {error}")
             record = ResultRecord(TaskState.FAILED, error=fault)
+        if handle is None:
+            if self.on_task is not None:
+                self.on_task(finished_task(task_id, self._record.id, self._record.application, record))
+            return
         del self._handles[task_id]
         handle.finish(record)
+        if self.on_task is not None:
+            self.on_task(handle.task)
         if not self._handles:
             self._on_quiet()
 
@@ -240,6 +262,8 @@ class Outstanding:
         if handle is not None:
             fault = TaskFault(ErrorCode.TASK_EXPIRED, "neither the task nor its result is kept any more")
             handle.finish(ResultRecord(TaskState.FAILED, error=fault))
+            if self.on_task is not None:
+                self.on_task(handle.task)
 
     # ---- leaving
 

@@ -7,12 +7,14 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
+from weakref import WeakSet
 
 from flame.broker.seam import LiveMessage, Subscription
 from flame.cancel import end_task
-from flame.client.outstanding import Outstanding
 from flame.client.listing import list_tasks
+from flame.client.outstanding import Outstanding
 from flame.client.task import Task, TaskHandle, TaskInformer
+from flame.client.watching import SessionEvent, SessionWatch
 from flame.errors import (
     FlameError,
     InvalidArgument,
@@ -50,6 +52,8 @@ class Session:
         self._loop = asyncio.get_running_loop()
         self._tasks = Outstanding(connection, record, self._quiet)
         self._subscriptions: list[Subscription] = []
+        self._watches: WeakSet[SessionWatch] = WeakSet()
+        """Those that somebody still iterates over."""
         self._reconcile_timer: asyncio.TimerHandle | None = None
         self._reconcile_wait_s = defaults.RECONCILE_FIRST_S
         self._reconciling: asyncio.Task[None] | None = None
@@ -210,6 +214,39 @@ class Session:
         """
         return await list_tasks(self._connection, self.application, self.id, after=after, limit=limit)
 
+    def watch(self) -> AsyncIterator[SessionEvent]:
+        """Follow what happens to the session and its tasks from now on.
+
+        The first event is the session's present state. Then come its further states, and those of tasks: of the ones
+        that this client creates every state that it learns of; of others' that they run, if they do for 100 ms, and
+        their end. No state of a task comes twice. After a lost connection it goes on with what has become of the
+        session and of this client's tasks meanwhile. It ends when the session has ended and everything was told, and
+        raises `BrokerUnavailable` if the connection is closed before. Events wait in memory until they are taken.
+        """
+        watch = SessionWatch(self._record, self._look_for_watches)
+        self._watches.add(watch)
+        self._tasks.on_task = self._tell_task
+        return watch
+
+    def _tell_task(self, task: Task) -> None:
+        if not self._watches:
+            self._tasks.on_task = None
+        for watch in tuple(self._watches):
+            watch.on_task(task)
+
+    async def _look_for_watches(self) -> bool:
+        """Look the session up; tell whether it has ended and nothing is outstanding."""
+        if not self._record.settled:
+            try:
+                self._note(await self._connection.get_session_record(self.id))
+            except SessionNotFound:
+                return not self._tasks
+            except Unavailable as error:
+                if self._connection.closed:
+                    raise
+                log.debug("could not look the session up", session=self.id, error=str(error))
+        return self._record.settled and not self._tasks
+
     async def close(self, *, timeout_s: float | None = None) -> None:
         """End the session and return once every task has its record: running ones finish, waiting ones are cancelled.
 
@@ -266,6 +303,8 @@ class Session:
         if self._record.settled or (self._record.state is not SessionState.OPEN and record.state is SessionState.OPEN):
             return
         self._record = record
+        for watch in tuple(self._watches):
+            watch.on_session(record)
         if record.settled:
             self._look_now()
             if not self._ended.done():
@@ -353,6 +392,8 @@ class Session:
         await self._release()
         await self._tasks.stop()
         self._tasks.lose_all(error)
+        for watch in tuple(self._watches):
+            watch.fail(error)
 
     async def _release(self) -> None:
         self._quiet()

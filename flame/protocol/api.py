@@ -95,7 +95,7 @@ class CreateSession(Request):
     common_data: bytes = b""
     id: str | None = None
     """``None``: one is minted."""
-    options: SessionOptions = SessionOptions()
+    options: SessionOptions = Field(default_factory=SessionOptions)
 
 
 class OpenSession(Request):

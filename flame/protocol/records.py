@@ -73,7 +73,7 @@ Amounts = Annotated[Resources, BeforeValidator(_resources), AfterValidator(Resou
 class Record(BaseModel):
     """A map with a version. Readers ignore keys that they don't know."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", arbitrary_types_allowed=True, defer_build=True)
 
     def encode(self) -> bytes:
         """Return the bytes in the bucket."""
@@ -110,7 +110,7 @@ def explain(error: ValidationError) -> str:
 class Input(BaseModel):
     """Something that a user wrote: unknown fields are refused, since they are mistakes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, defer_build=True)
 
     @classmethod
     def check(cls, what: str, fields: object) -> Self:
@@ -212,7 +212,7 @@ class SessionRecord(Record):
 
     id: SessionId
     application: ApplicationName
-    options: SessionOptions = SessionOptions()
+    options: SessionOptions = Field(default_factory=SessionOptions)
     state: SessionState = SessionState.OPEN
     settled: bool = False
     """Every task of an ended session has its record."""

@@ -140,6 +140,19 @@ def log(application: str, session: str, executor: str) -> str:
     return f"flame.log.{application}.{session}.{executor}"
 
 
+class LogAddress(NamedTuple):
+    """Whose output it is."""
+
+    application: str
+    session: str
+    executor: str
+
+
+def parse_log(subject: str) -> LogAddress:
+    """Return whose output a ``flame.log.…`` subject is; raise `MalformedMessage` for any other."""
+    return LogAddress(*_parse(subject, "log", 5))
+
+
 API_SERVICE: Final = "flame"
 API_PREFIX: Final = "flame.api"
 

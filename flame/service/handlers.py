@@ -14,6 +14,7 @@ from typing import Any
 from flame.errors import ConfigurationError
 from flame.protocol.codes import ErrorCode
 from flame.protocol.messages import TaskFault
+from flame.service.contexts import FlameService
 
 Handler = Callable[..., Awaitable[Any]]
 
@@ -43,6 +44,8 @@ class Handlers:
                     f"flame.run: {type(service).__name__} has no {name}; expected an instance of a FlameService"
                 )
             return _nothing
+        if getattr(method, "__func__", None) in _EMPTY:
+            return _nothing  # without a thread to do it in
         if inspect.iscoroutinefunction(method):
             coroutine: Handler = method
             return coroutine
@@ -63,6 +66,9 @@ def _call(method: Callable[..., Any], *arguments: object) -> Any:
         return method(*arguments)
     except StopIteration as error:  # no future can hold it: whoever waited would wait for ever
         raise RuntimeError(f"{method.__name__} raised StopIteration") from error
+
+
+_EMPTY = (FlameService.on_session_enter, FlameService.on_session_leave)
 
 
 async def _nothing(*_: object) -> None:

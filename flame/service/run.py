@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Final, NoReturn
 
 from flame.broker.jetstream import connect
+from flame.ledger import barrier_register
 from flame.protocol.forking import ForkOrder
 from flame.protocol.messages import Assignment
 from flame.service import environment as names
@@ -83,6 +84,7 @@ async def _serve(
     service: object, environment: ExecutorEnvironment, started: str, assignment: Assignment | None = None
 ) -> int:
     """Be one executor from beginning to end and return its exit status."""
+    barrier_register()  # before there is a second thread: then the system would have to wait for all processors
     if environment.lifetime_fd is not None:
         _end_with_cluster(environment.lifetime_fd)
     broker = await connect(

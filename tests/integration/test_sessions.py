@@ -298,8 +298,12 @@ async def test_tasks_that_are_longer_than_the_lease_run_once(
 async def test_executors_and_nodes_are_listed(connection: flame.Connection, lab: str) -> None:
     async with await connection.create_session(lab) as session:
         pid = (await who(session))["pid"]
-        [executor] = await executors_of(connection, session.id)
-        assert (executor.pid, executor.state, executor.session) == (pid, ExecutorState.BOUND, session.id)
+
+        async def bound() -> bool:
+            [executor] = await executors_of(connection, session.id)
+            return (executor.pid, executor.state, executor.session) == (pid, ExecutorState.BOUND, session.id)
+
+        await eventually(bound, "the executor is listed as bound")
         [node] = await connection.list_nodes()
         assert node.state.value == "ready"
         assert node.cpu >= 1

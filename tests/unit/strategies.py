@@ -72,20 +72,19 @@ faults: Final = st.builds(
     details=st.binary(max_size=100),
 )
 
+
+def _nested(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.lists(inner, max_size=3) | st.dictionaries(plain_text, inner, max_size=3)
+
+
 scalars: Final = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | plain_text | st.binary()
-anything: Final = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(plain_text, inner, max_size=3), max_leaves=6
-)
+anything: Final = st.recursive(scalars, _nested, max_leaves=6)
 """Whatever MessagePack can carry."""
 newer_keys: Final = st.dictionaries(plain_text.map(lambda name: f"newer {name}"), anything, max_size=3)
 
 json_objects: Final = st.dictionaries(
     plain_text,
-    st.recursive(
-        st.none() | st.booleans() | st.integers(-(2**53), 2**53) | plain_text,
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(plain_text, inner, max_size=3),
-        max_leaves=4,
-    ),
+    st.recursive(st.none() | st.booleans() | st.integers(-(2**53), 2**53) | plain_text, _nested, max_leaves=4),
     max_size=3,
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import TYPE_CHECKING
 
 from flame.broker.errors import ConsumerMissing, Duplicate, NoResponders, StreamMissing
@@ -14,6 +14,7 @@ from flame.broker.memory.calls import Calls, Loss
 from flame.broker.memory.exchange import Message
 from flame.broker.memory.live import Live, MemoryService, MemorySubscription
 from flame.broker.memory.puller import MemoryPuller
+from flame.broker.memory.reader import read_stream
 from flame.broker.seam import (
     ConsumerState,
     Listener,
@@ -206,6 +207,12 @@ class MemoryBroker:
     async def last(self, stream: str, subject: str) -> StoredMessage | None:
         """See `flame.broker.seam.Broker.last`."""
         return await self.calls.ask(f"read {subject}", lambda: self._server.stream(stream).last(subject))
+
+    def read(
+        self, stream: str, pattern: str, *, after: int = 0, follow: bool = False
+    ) -> AsyncGenerator[StoredMessage, None]:
+        """See `flame.broker.seam.Broker.read`."""
+        return read_stream(self.calls, stream, pattern, after, self.on_reconnect, follow=follow)
 
     async def purge(self, stream: str, pattern: str, up_to: int = 0) -> int:
         """See `flame.broker.seam.Broker.purge`."""

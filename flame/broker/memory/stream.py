@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from flame.broker.errors import BrokerError, ConsumerConflict, Duplicate, StreamFull
@@ -37,6 +39,8 @@ class MemoryStream:
         self._last = 0
         self._by_filter: PatternTree[MemoryConsumer] = PatternTree()
         self.consumers: dict[str, MemoryConsumer] = {}
+        self.followers: PatternTree[Callable[[], None]] = PatternTree()
+        """Called when something was stored."""
 
     def change(self, spec: StreamSpec) -> None:
         """Bring it to another specification; raise `BrokerError` if that can't be done."""
@@ -69,6 +73,8 @@ class MemoryStream:
         self._make_room()
         for consumer in self._by_filter.find(subject):
             consumer.offer(self._last)
+        for tell in self.followers.find(subject):
+            tell()
         return self._last
 
     def message(self, sequence: int) -> StoredMessage | None:
@@ -113,6 +119,16 @@ class MemoryStream:
             return self.message(next(reversed(found))) if found else None
         stored = reversed(self._stored.values())
         return next((s.message for s in stored if matches(pattern, s.message.subject)), None)
+
+    def behind(self, pattern: str, after: int, most: int) -> list[StoredMessage]:
+        """Return the oldest messages behind a sequence whose subject matches."""
+        self._expire()
+        found = (
+            stored.message
+            for sequence, stored in self._stored.items()
+            if sequence > after and matches(pattern, stored.message.subject)
+        )
+        return list(itertools.islice(found, most))
 
     def purge(self, pattern: str, up_to: int) -> int:
         """Drop messages whose subject matches, up to a sequence if that isn't 0, and return how many."""

@@ -35,6 +35,11 @@ class MemoryTable:
         self._revision = 0
         self._followers: dict[OnChange, str] = {}
 
+    @property
+    def revision(self) -> int:
+        """The last one of any key."""
+        return self._revision
+
     def get(self, key: str) -> Entry | None:
         """Return a value, if there is one."""
         found = self._last(key)

@@ -82,8 +82,8 @@ class MemoryWatch:
             return
         self._missed = False
         table.follow(self._pattern, self._change)
-        found = table.entries(self._pattern)
-        self._calls.link.deliver(lambda: self._take(found))
+        found, revision = table.entries(self._pattern), table.revision
+        self._calls.link.deliver(lambda: self._take(found, revision))
 
     def _change(self, entry: Entry) -> None:
         """Send a change, or that one was lost: what comes after that one must not be taken for all there is."""
@@ -101,13 +101,12 @@ class MemoryWatch:
 
     # ---- here
 
-    def _take(self, found: list[Entry]) -> None:
+    def _take(self, found: list[Entry], revision: int) -> None:
         for entry in found:
             self._on_entry(entry)
         there = {entry.key for entry in found}
-        for key, revision in list(self._revisions.items()):
-            if key not in there:
-                self._on_entry(Entry(key, None, revision + 1))
+        for key in [key for key in self._revisions if key not in there]:
+            self._on_entry(Entry(key, None, revision))
 
     def _on_entry(self, entry: Entry) -> None:
         known = self._revisions.get(entry.key)

@@ -1,0 +1,1 @@
+"""What Flame costs beside the broker that it stands on, measured in one run: ``python -m benchmarks``."""

@@ -1,0 +1,81 @@
+"""Other systems, each by a program of ``benchmarks/peers`` and whichever interpreter has it installed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import time
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from benchmarks import measure
+from benchmarks.figures import MS, Peer
+from benchmarks.scale import PAYLOAD
+from benchmarks.stage import ECHO, Stage
+
+_PROGRAMS: Final = {"Ray actor": "ray_actor.py", "Dask actor": "dask_actor.py"}
+_FOLDER: Final = Path(__file__).parents[1] / "peers"
+_NOT_INSTALLED: Final = 3
+"""The status with which a program ends whose system is not there."""
+
+
+async def run(stage: Stage) -> list[Peer]:
+    """Measure Flame with one executor, then whoever is installed."""
+    stage.say("Flame")
+    peers = [await _flame(stage)]
+    for name, program in _PROGRAMS.items():
+        stage.say(name)
+        peers.append(await _peer(stage, name, _FOLDER / program))
+    return peers
+
+
+async def _flame(stage: Stage) -> Peer:
+    scale = stage.scale
+    async with stage.flame() as cluster:
+        begin = time.perf_counter()
+        async with await cluster.connection.create_session(ECHO, max_instances=1) as session:
+            await session.invoke(PAYLOAD)
+            first_ms = (time.perf_counter() - begin) * MS
+        async with cluster.session(ECHO, executors=1) as contestant:
+            await measure.warm(contestant, PAYLOAD, scale.warm_up)
+            turns = await measure.one_at_a_time(contestant, PAYLOAD, scale.in_turn)
+            many = await measure.throughput(contestant, PAYLOAD, scale.peer_tasks)
+    return Peer(
+        name="Flame",
+        invoke_p50_ms=turns.values["p50"],
+        invoke_p99_ms=turns.values["p99"],
+        tasks_per_s=many.values["tasks/s"],
+        first_result_ms=first_ms,
+        note="stored before it runs, with its result",
+    )
+
+
+async def _peer(stage: Stage, name: str, program: Path) -> Peer:
+    scale = stage.scale
+    sizes = ("--tasks", str(scale.peer_tasks), "--in-turn", str(scale.in_turn), "--warm-up", str(scale.warm_up))
+    process = await asyncio.create_subprocess_exec(
+        stage.peers_python,
+        str(program),
+        *sizes,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        output, errors = await process.communicate()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # whatever it left behind
+        with contextlib.suppress(ProcessLookupError):
+            await process.wait()
+    if process.returncode == _NOT_INSTALLED:
+        return Peer(name=name, note="not installed")
+    if process.returncode:
+        last = errors.decode(errors="replace").strip().rpartition("\n")[2]
+        return Peer(name=name, note=f"failed: {last[:120]}")
+    return partial(Peer, name=name)(**json.loads(output.decode().strip().rpartition("\n")[2]))

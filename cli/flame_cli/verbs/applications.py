@@ -1,0 +1,84 @@
+"""`register`, `update` and `unregister`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from flame_cli.options import Endpoint, File, endpoint_of, examples
+
+_FILE = (
+    "metadata:",
+    "  name: openai-agent",
+    "spec:",
+    "  command: uv                   # looked up on the PATH of each node",
+    "  arguments: [run, main.py]",
+    "  working_directory: .          # relative to this file",
+    "  environments:",
+    "    DEEPSEEK_API_KEY: ${DEEPSEEK_API_KEY}",
+    "    DEEPSEEK_BASE_URL: ${BASE_URL:-https://api.deepseek.com}",
+    "  max_instances: 4              # executors of one session, at most",
+    "  delay_release: 60             # seconds that one with nothing to do stays",
+)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the verbs."""
+    app.command(
+        epilog=examples(
+            *_FILE,
+            title="Such a file:",
+            end=examples("flmctl register -f agent.yaml", "cat agent.yaml | flmctl register -f -"),
+        )
+    )(register)
+    app.command(
+        short_help="Give applications what a YAML file declares.",
+        epilog=examples(
+            "flmctl update -f agent.yaml",
+            "DEEPSEEK_API_KEY=sk-… flmctl update -f agent.yaml",
+            end="The file is described in: flmctl register --help",
+        ),
+    )(update)
+    app.command(epilog=examples("flmctl unregister -a openai-agent", "flmctl unregister -a openai-agent --force"))(
+        unregister
+    )
+
+
+def register(context: typer.Context, file: File, endpoint: Endpoint = None) -> None:
+    """Register the applications that a YAML file declares.
+
+    A file may hold several documents, with a line of --- between them. Further fields of spec are shim (Nats,
+    or Log for tests), min_instances, concurrency, session_retry_limit, fresh_process, warm_instances,
+    description and labels.
+
+    In the values of environments ${NAME} is a variable of the shell that runs this command, ${NAME:-TEXT} the
+    text if that one is unset or empty, and $$ a dollar. Paths in working_directory and command are relative to
+    the file; a command without a slash is looked up on each node.
+    """
+    from flame_cli import applications
+
+    applications.register(endpoint_of(context, endpoint), file)
+
+
+def update(context: typer.Context, file: File, endpoint: Endpoint = None) -> None:
+    """Give registered applications the specification that a YAML file declares.
+
+    All of it: a field that the file leaves out gets its default. Executors that run keep what they were started
+    with; those that start from now on get the new one.
+    """
+    from flame_cli import applications
+
+    applications.update(endpoint_of(context, endpoint), file)
+
+
+def unregister(
+    context: typer.Context,
+    application: Annotated[str, typer.Option("--application", "-a", metavar="NAME", help="The application.")],
+    force: Annotated[bool, typer.Option("--force", help="Even if it has open sessions: they are ended.")] = False,
+    endpoint: Endpoint = None,
+) -> None:
+    """Remove an application, its waiting tasks and its results."""
+    from flame_cli import applications
+
+    applications.unregister(endpoint_of(context, endpoint), application, force=force)

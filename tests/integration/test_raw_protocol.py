@@ -1,0 +1,401 @@
+"""docs/protocol.md: other languages can work by it, and it says what the code does.
+
+The programs tests/services/raw_client.py and raw_service.py know of Flame only what that text says, and get the
+permissions that it lists.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import dataclasses
+import inspect
+import json
+import re
+import sys
+import textwrap
+from collections.abc import AsyncIterator, Iterator
+from enum import Enum
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+from pydantic import BaseModel
+
+import flame
+from flame.protocol import api, codes, defaults, messages, records, states, subjects
+from flame.service import environment
+from tests.support.cluster import PATIENCE_S, SERVICES, eventually, executors_of, kill, processes_of
+from tests.support.servers import ServedCluster, Servers, single
+
+ACK_WAIT_S = 2.0
+CLIENT = "flmping"
+SERVICE = "raw"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "protocol.md"
+
+
+@cache
+def document() -> str:
+    return DOCUMENT.read_text()
+
+
+# ---- what raw programs do
+
+
+class GuardedCluster(ServedCluster):
+    """A cluster with short leases, whose broker knows a client and an executor that may do what is documented."""
+
+    def start_scheduler(self) -> None:
+        self.scheduler = self._start("flame_services.scheduler", "scheduler", "--ack-wait-s", str(ACK_WAIT_S))
+
+    def endpoint_of(self, user: str) -> str:
+        return self.servers.endpoint.replace("://", f"://{user}:secret@")
+
+
+def permissions(user: str, application: str) -> str:
+    """The permissions of docs/protocol.md, as a server's configuration has them."""
+    [listed] = re.findall(rf"<!-- permissions: {user} -->\n```json\n(.+?)\n```", document(), re.DOTALL)
+    allowed = json.loads(re.sub(r"<[a-z]+>", "*", listed.replace("<app>", application)))
+    return json.dumps({"user": user, "password": "secret", "permissions": allowed})
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[GuardedCluster]:
+    folder = tmp_path_factory.mktemp("cluster")
+    users = [
+        permissions("client", CLIENT),
+        permissions("executor", SERVICE),
+        '{"user": "us", "password": "secret"}',
+    ]
+    line = "max_payload: 8MB"
+    server = single(folder, {line: f"{line}\nauthorization {{ users: [{', '.join(users)}] }}\nno_auth_user: us"})
+    made = GuardedCluster(folder, Servers([server]))
+    try:
+        asyncio.run(made.start())
+    except BaseException:
+        asyncio.run(made.stop())
+        print(made.logs())  # noqa: T201  # pytest shows it with the failure
+        raise
+    failed = request.session.testsfailed
+    yield made
+    asyncio.run(made.stop())
+    if request.session.testsfailed > failed:
+        print(made.logs())  # noqa: T201  # pytest shows it with the failure
+    assert processes_of(made.broker.endpoint) == []
+
+
+@pytest.fixture
+async def raw(cluster: GuardedCluster, connection: flame.Connection) -> AsyncIterator[str]:
+    """The application of tests/services/raw_service.py."""
+    if SERVICE not in {application.name for application in await connection.list_applications()}:
+        spec = cluster.service(
+            "raw_service",
+            environments={"RAW_ENDPOINT": cluster.endpoint_of("executor")},
+            max_instances=1,
+            session_retry_limit=2,
+        )
+        await connection.register_application(SERVICE, spec)
+    yield SERVICE
+    assert "ermissions" not in cluster.logs()
+
+
+def call(verb: str, *arguments: Any) -> bytes:
+    return json.dumps([verb, *arguments]).encode()
+
+
+async def test_a_client_of_nothing_but_nats_and_msgpack(cluster: GuardedCluster) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(SERVICES / "raw_client.py"),
+        cluster.endpoint_of("client"),
+        CLIENT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        output, errors = await asyncio.wait_for(process.communicate(), PATIENCE_S)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert (process.returncode, errors.decode()) == (0, "")
+    said = json.loads(output)
+    results = said["results"]
+    assert [(result["state"], result["output"]) for result in results] == [
+        ("succeed", f"number {number}") for number in range(3)
+    ]
+    assert said["running"] == [result["executor"] for result in results]
+    assert said["looked_up"] == results[0]
+    assert (said["unknown"], said["refused"], said["again"], said["waits"]) == ([], "", True, True)
+    assert (said["cancelled"]["state"], said["cancelled"]["attempt"]) == ("cancelled", 0)
+    assert said["cancelled"]["error"]["code"] == "task_cancelled"
+    assert said["idle_states"] == said["states"] == ["open", "closing", "closed"]
+    assert said["idle_counts"] == {"pending": 0, "cancelled": 1}
+    assert said["refusals"] == {
+        "the same id": "session_exists",
+        "a bad name": "invalid_name",
+        "no application": "application_not_found",
+        "no session": "session_not_found",
+        "an ended session": "session_not_open",
+        "other options": "spec_mismatch",
+        "an unknown option": "invalid_argument",
+        "a wrong field": "invalid_argument",
+        "a newer version": "unsupported_version",
+    }
+    assert (said["nodes"], said["listed"], said["problems"]) == (1, [True], [])
+
+
+async def test_a_service_of_nothing_but_nats_and_msgpack(
+    connection: flame.Connection, raw: str, tmp_path: Path
+) -> None:
+    left = tmp_path / "left"
+    heard: list[flame.Task] = []
+
+    class Informer(flame.TaskInformer):
+        def on_update(self, task: flame.Task) -> None:
+            heard.append(task)
+
+    async with await connection.create_session(raw, str(left).encode()) as session:
+        first = await session.invoke(call("echo", "ä", 1), Informer())
+        assert (json.loads(first.output), first.attempt) == (["ä", 1], 1)
+        assert [task.state.value for task in heard] == ["pending", "running", "succeed"]
+        with pytest.raises(flame.TaskFailed, match="ValueError: no such city"):
+            await session.invoke(call("fail", "no such city"))
+        tasks = await asyncio.gather(*(session.invoke(call("echo", number)) for number in range(50)))
+        assert [json.loads(task.output) for task in tasks] == [[number] for number in range(50)]
+        assert {task.executor for task in tasks} == {first.executor}
+
+        async def counted() -> bool:
+            return [(e.succeeded, e.failed, e.idle) for e in await executors_of(connection, session.id)] == [
+                (51, 1, True)
+            ]
+
+        await eventually(counted, "the executor has reported what it did")
+    assert left.read_text() == "left\n"
+
+
+async def test_a_raw_service_keeps_its_lease_while_a_task_runs(
+    connection: flame.Connection, raw: str, tmp_path: Path
+) -> None:
+    mark = tmp_path / "runs"
+    async with await connection.create_session(raw) as session:
+        task = await session.invoke(call("sleep", 1.5 * ACK_WAIT_S, str(mark)), timeout_s=60)
+        assert task.attempt == 1
+    assert len(mark.read_text().splitlines()) == 1
+
+
+async def test_a_task_of_a_killed_raw_service_runs_again_and_has_one_record(
+    connection: flame.Connection, raw: str, tmp_path: Path
+) -> None:
+    mark = tmp_path / "runs"
+    session = await connection.create_session(raw)
+    handle = await session.create_task(call("sleep", 0.5, str(mark)))
+    behind = await session.create_task(call("echo", "behind"))
+    await eventually(mark.exists, "the task runs")
+    kill(int(mark.read_text()))
+    async with asyncio.timeout(PATIENCE_S):
+        assert ((await handle).attempt, (await behind).attempt) == (2, 1)
+    await session.close()
+    assert len(set(mark.read_text().splitlines())) == 2
+    info = await connection.get_session(session.id)
+    assert (info.succeeded, info.failed, info.pending) == (2, 0, 0)
+
+
+async def test_a_task_that_kills_raw_services_is_given_up(connection: flame.Connection, raw: str) -> None:
+    async with await connection.create_session(raw) as session:
+        with pytest.raises(flame.TaskFailed, match="3 executors were lost") as caught:
+            await session.invoke(call("exit", 7), timeout_s=60)
+        assert caught.value.task.attempt == 3
+        assert json.loads((await session.invoke(call("echo", "alive"), timeout_s=60)).output) == ["alive"]
+
+
+async def test_a_session_that_a_raw_service_can_not_enter_fails_with_its_text(
+    connection: flame.Connection, raw: str
+) -> None:
+    session = await connection.create_session(raw, b"no entry")
+    with pytest.raises(flame.TaskFailed, match="Closed: no entry today"):
+        await session.invoke(call("echo", 1), timeout_s=60)
+
+
+# ---- what the document says
+
+CLASSES: dict[str, type[Any]] = {
+    name: kind
+    for module in (messages, records, api)
+    for name, kind in inspect.getmembers(module, inspect.isclass)
+    if kind.__module__ == module.__name__ and (issubclass(kind, BaseModel) or dataclasses.is_dataclass(kind))
+}
+BASES = {"Record", "Input", "Request"}
+"""They have no fields of their own."""
+NO_SUBJECTS = {"check_application", "check_token", "stored_session", "task_key", "to_token"}
+
+
+def fields_of(kind: type[Any]) -> dict[str, str]:
+    """The fields of a class with their defaults, as the document writes them."""
+    if issubclass(kind, BaseModel):
+        return {
+            name: "required" if field.is_required() else shown(field.get_default(call_default_factory=True))
+            for name, field in kind.model_fields.items()
+        }
+    return {
+        field.name: "required" if field.default is dataclasses.MISSING else shown(field.default)
+        for field in dataclasses.fields(kind)
+    }
+
+
+def shown(value: object) -> str:
+    if isinstance(value, BaseModel):
+        return "{}"
+    if isinstance(value, bytes):
+        return f'b"{value.decode()}"'
+    if isinstance(value, Enum):
+        value = value.value
+    return f"{value:g}" if isinstance(value, float) else json.dumps(value)
+
+
+def documented() -> dict[str, dict[str, str]]:
+    """The fields of each table of the document with their defaults, by the classes that it is about."""
+    found: dict[str, dict[str, str]] = {}
+    for names, table in re.findall(r"<!-- fields: ([\w ]+) -->\n\| field .*\n\| ---.*\n((?:\|.*\n)+)", document()):
+        rows = [[cell.strip().strip("`") for cell in row.split("|")[1:]] for row in table.splitlines()]
+        found |= {name: {row[0]: row[2] for row in rows} for name in names.split()}
+    return found
+
+
+def test_every_field_of_every_message_and_record_is_documented_with_its_default() -> None:
+    wanted = {name: fields_of(kind) for name, kind in CLASSES.items() if name not in BASES}
+    assert documented() == wanted
+
+
+def test_every_subject_stream_bucket_and_consumer_is_documented() -> None:
+    builders = {
+        name: builder
+        for name, builder in inspect.getmembers(subjects, inspect.isfunction)
+        if builder.__annotations__.get("return") == "str" and not name.startswith("_") and name not in NO_SUBJECTS
+    }
+    placeholders = {"application": "<app>", "task_id": "<task>"}
+    names = {
+        builder(*(placeholders.get(name, f"<{name}>") for name in inspect.signature(builder).parameters))
+        for builder in builders.values()
+    }
+    names |= {value for name, value in vars(subjects).items() if name.isupper() and str(value).startswith("flame-")}
+    assert {name for name in names if f"`{name}`" not in document()} == set()
+
+
+def test_every_verb_code_state_and_variable_is_documented() -> None:
+    words: set[str] = {verb.value for verb in api.Verb}
+    words |= {code.value for code in codes.ErrorCode}
+    words |= {f"{state}" for state in (*states.SessionState, *states.TaskState, *states.ExecutorState)} - {
+        "pending",  # nothing on the wire says so of a task
+        "starting",  # reported by no executor
+    }
+    words |= {value for name, value in vars(environment).items() if name.isupper()}
+    words |= {messages.SERVE, messages.LEAVE, messages.WAIT}
+    assert {word for word in words if f"`{word}`" not in document()} == set()
+
+
+def test_every_verb_says_what_it_may_be_refused_with() -> None:
+    """What the control API raises itself; the rest is said once for all verbs."""
+    from flame_services.scheduler import control_api
+
+    verbs = re.split(r"^### `", document().split("## 7.")[1].split("## 8.")[0], flags=re.MULTILINE)
+    text = {verb.partition("`")[0]: verb for verb in verbs}
+    for verb, section in text.items():
+        handler = getattr(control_api.ControlApi, f"_{verb}", None)
+        if handler is None:
+            continue
+        for error in re.findall(r"raise (\w+)\(", textwrap.dedent(inspect.getsource(handler))):
+            kind = getattr(control_api, error)  # the exception, or a function that makes it
+            code = getattr(flame.errors, kind.__annotations__.get("return", error)).code.value
+            assert f"`{code}`" in section, f"{verb} may answer {code}"
+
+
+def test_the_limits_are_those_of_the_code() -> None:
+    def thousands(number: float) -> str:
+        return f"{number:,.0f}"
+
+    limits = {
+        f"{thousands(defaults.INLINE_LIMIT_BYTES)} bytes",
+        f"`max_payload: {defaults.MAX_PAYLOAD_BYTES // 2**20}MB`",
+        f"{thousands(defaults.WAITING_TASKS)} messages and {defaults.WAITING_BYTES // 2**30} GiB",
+        f"kept for {defaults.RESULT_AGE_S / 3600:.0f} h; direct reads",
+        f"kept for {defaults.LOG_AGE_S / 3600:.0f} h and up to {defaults.LOG_BYTES // 2**20} MiB",
+        f"`flame-leases` | | nothing yet; kept for {defaults.LEADER_LEASE_S:g} s",
+        f"({defaults.ACK_WAIT_S:g} s unless the scheduler was told otherwise)",
+        f"**certainly** yours for {defaults.LEASE_CERTAIN:g} of `ack_wait_s`",
+        f"At {defaults.POISON_LIMIT} the task is given up",
+        f"once it has run for {defaults.RUNNING_NOTICE_S:g} s",
+        f"| start | {defaults.READY_TIMEOUT_S:.0f} s |",
+        f"| enter | {defaults.ENTER_TIMEOUT_S:.0f} s |",
+        f"at most {thousands(api.LOOK_UP_LIMIT)} ids",
+        f"1 to {thousands(api.PAGE)} |",
+        f"at most {thousands(defaults.PUBLISH_WINDOW)} unacknowledged publishes",
+        f"The SDK gives up after {defaults.STORE_TIMEOUT_S:.0f} s",
+        f"outstanding for {defaults.RECONCILE_FIRST_S:g} s: after {defaults.RECONCILE_FIRST_S:g} s",
+        f"every {defaults.RECONCILE_MAX_S:.0f} s while nothing new",
+        f"`[A-Za-z0-9_-]{{1,{subjects.MAX_TOKEN}}}`; an application's name has at most {subjects.MAX_APPLICATION}",
+    }
+    text = " ".join(document().split())
+    assert {limit for limit in limits if limit not in text} == set()
+    assert defaults.extension_s(3) == pytest.approx(1)  # "every third of `ack_wait_s`"
+
+
+EXAMPLES = re.findall(r"```example ([\w ]+)\n([0-9a-f \n]+?)\n\n(.+?)\n```", document(), re.DOTALL)
+
+
+@pytest.mark.parametrize(("kind", "octets", "said"), EXAMPLES)
+def test_an_example_is_read_and_made_as_shown(kind: str, octets: str, said: str) -> None:
+    data = bytes.fromhex(octets.replace("\n", " "))
+    literal = " ".join(line.strip() for line in said.splitlines())
+    for json_word, word in (("true", "True"), ("false", "False"), ("null", "None")):
+        literal = re.sub(rf"\b{json_word}\b", word, literal)
+    fields = ast.literal_eval(literal)
+    assert msgpack.unpackb(data) == fields
+    assert msgpack.packb(fields) == data
+    assert contains(made(kind, data), fields)
+
+
+def made(kind: str, data: bytes) -> Any:
+    """What becomes of an example that is read and written again."""
+    if kind == "control":
+        return msgpack.unpackb(messages.encode_nudge(messages.decode_nudge(data)))
+    if kind == "refusal":
+        with pytest.raises(flame.FlameError) as caught:
+            api.read_answer(data)
+        return msgpack.unpackb(api.answer_error(caught.value))
+    if kind.startswith("answer "):
+        record = CLASSES[kind.removeprefix("answer ")].model_validate(api.read_answer(data), extra="ignore")
+        return msgpack.unpackb(api.answer_ok(record))
+    if issubclass(CLASSES[kind], api.Request):
+        fields = msgpack.unpackb(data)
+        del fields["v"]
+        return msgpack.unpackb(CLASSES[kind].check(kind, fields).encode())
+    return msgpack.unpackb(CLASSES[kind].decode(data).encode())
+
+
+def contains(whole: Any, part: Any) -> bool:
+    """Whether a map is all that another one says; it may say more, which came later."""
+    if isinstance(part, dict):
+        return isinstance(whole, dict) and all(name in whole and contains(whole[name], part[name]) for name in part)
+    return bool(whole == part)
+
+
+def test_there_is_an_example_of_everything_on_the_hot_path() -> None:
+    assert {kind for kind, _, _ in EXAMPLES} >= {
+        "TaskMessage",
+        "ResultRecord",
+        "RunningEvent",
+        "ExecutorReport",
+        "Orders",
+        "control",
+        "Attempts",
+        "LogChunk",
+    }
+
+
+def test_every_link_within_the_document_has_its_heading() -> None:
+    headings = re.findall(r"^#+ (.+)$", document(), re.MULTILINE)
+    anchors = {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+    assert set(re.findall(r"\]\(#([^)]+)\)", document())) <= anchors
