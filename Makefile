@@ -14,7 +14,7 @@ TOOLS := .venv/tools-$(HERE)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format constraints clean
+.PHONY: help demo test bench lint format constraints clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 22
@@ -24,6 +24,9 @@ demo: $(PRODUCT) ## Run an AI agent on a cluster of its own, from registration t
 
 test: $(TOOLS) ## Run all tests; ARGS= goes to pytest
 	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(PRODUCT) ## Measure everything beside the bare broker; ARGS= goes to it, such as --quick
+	$(BIN)/python -m benchmarks $(ARGS)
 
 lint: $(TOOLS) ## Check style, types and the rules of imports
 	$(BIN)/python -m ruff check

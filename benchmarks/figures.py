@@ -24,8 +24,8 @@ class Target:
     def text(self) -> str:
         """Write it as the table shows it."""
         bounds = (
-            ("≥ {:g} × floor", self.ratio_at_least),
-            ("≤ {:g} × floor", self.ratio_at_most),
+            ("≥ {:g} of floor", self.ratio_at_least),
+            ("≤ {:g} of floor", self.ratio_at_most),
             ("≥ {:,g}", self.at_least),
             ("≤ {:,g}", self.at_most),
         )

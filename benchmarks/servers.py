@@ -64,7 +64,9 @@ async def three(folder: Path) -> AsyncIterator[Servers]:
     servers: list[GuardedServer] = []
     try:
         for number in range(3):
-            servers.append(_start(folder / f"flame-{number}", f"flame-{number}", clients[number], routes[number], routes))
+            servers.append(
+                _start(folder / f"flame-{number}", f"flame-{number}", clients[number], routes[number], routes)
+            )
         pids = [await server.started() or 0 for server in servers]
         for port in clients:
             await _answers(port)

@@ -1,12 +1,19 @@
-"""Where the cluster is, and what it takes to be let in."""
+"""Where the cluster is, and what it takes to be let in.
+
+A client takes, in this order: the endpoint it is given; ``FLAME_ENDPOINT``; the current context of the file that
+``FLAME_CONFIG`` names, or of ``~/.flame/flame.yaml`` if that exists (`flame.context_file`); the local default. With an
+endpoint from elsewhere the file is not read at all, so its credentials are shown to no other server.
+``FLAME_CREDENTIALS`` and ``FLAME_TLS_…`` win over what a context says.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
+from urllib.parse import urlsplit
 
 from flame.errors import ConfigurationError
 
@@ -14,9 +21,24 @@ ENDPOINT_VARIABLE: Final = "FLAME_ENDPOINT"
 DEFAULT_ENDPOINT: Final = "nats://127.0.0.1:4222"
 
 
-def resolve_endpoint(endpoint: str | None = None) -> str:
-    """Return the given endpoint, otherwise that of the environment, otherwise the local default."""
-    return endpoint or os.environ.get(ENDPOINT_VARIABLE) or DEFAULT_ENDPOINT
+CONFIG_VARIABLE: Final = "FLAME_CONFIG"
+CONFIG_FILE: Final = ".flame/flame.yaml"
+"""In the user's home."""
+_SCHEMES: Final = ("nats", "tls", "ws", "wss")
+
+
+def check_endpoint(endpoint: str) -> list[str]:
+    """Split ``nats://host:port[,…]`` into servers; raise `ConfigurationError` if it is none."""
+    servers = [part.strip() for part in endpoint.split(",") if part.strip()]
+    for server in servers or [endpoint]:
+        try:
+            parts = urlsplit(server)
+            legal = parts.scheme in _SCHEMES and parts.hostname and (parts.port is None or parts.port > 0)
+        except ValueError:
+            legal = False
+        if not legal:
+            raise ConfigurationError(f"endpoint {server!r}: expected nats://HOST:PORT[,nats://HOST:PORT…]")
+    return servers
 
 
 CREDENTIALS_VARIABLE: Final = "FLAME_CREDENTIALS"
@@ -73,3 +95,39 @@ class Security:
             tls_certificate=file(TLS_CERTIFICATE_VARIABLE),
             tls_key=file(TLS_KEY_VARIABLE),
         )
+
+
+class Target(NamedTuple):
+    """A cluster, and with what to go there."""
+
+    endpoint: str
+    security: Security
+
+
+def resolve_target(endpoint: str | None = None, variables: Mapping[str, str] = os.environ) -> Target:
+    """Return where a client connects to and with what; raise `ConfigurationError` for a file that is no good."""
+    own = Security.from_environment(variables)
+    endpoint = endpoint or variables.get(ENDPOINT_VARIABLE)
+    if endpoint:
+        return Target(endpoint, own)
+    path = _config_file(variables)
+    if path is None:
+        return Target(DEFAULT_ENDPOINT, own)
+    from flame.context_file import read_context  # noqa: PLC0415  # it knows this module, and few need it
+
+    context = read_context(path)
+    given = {field.name: value for field in fields(own) if (value := getattr(own, field.name)) is not None}
+    return Target(context.endpoint, replace(context.security, **given))
+
+
+def _config_file(variables: Mapping[str, str]) -> Path | None:
+    """Return the file of contexts: one that is named must be there, the default one need not."""
+    named = variables.get(CONFIG_VARIABLE)
+    if named:
+        path = Path(named).expanduser()
+        if not path.is_file():
+            raise ConfigurationError(f"{CONFIG_VARIABLE} {path}: expected a file of contexts, there is none")
+        return path
+    home = variables.get("HOME")
+    path = Path(home) / CONFIG_FILE if home else Path(CONFIG_FILE)
+    return path if home and path.is_file() else None

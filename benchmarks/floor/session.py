@@ -42,7 +42,9 @@ class FloorSession:
         """Plan it; `start` connects."""
         self._servers = servers
         self._executors = [
-            Child("benchmarks.floor.executor", ["--endpoint", servers.endpoint], lifetime, folder / f"floor-{number}.log")
+            Child(
+                "benchmarks.floor.executor", ["--endpoint", servers.endpoint], lifetime, folder / f"floor-{number}.log"
+            )
             for number in range(executors)
         ]
         self._nc: Client | None = None

@@ -27,7 +27,7 @@ async def run(stage: Stage) -> list[Figure]:
     return [
         Figure(
             name=f"{tasks} blocking tasks of {_TASK_S * 1000:g} ms over {_EXECUTORS} executors: makespan",
-            unit="× ideal",
+            unit="of ideal",
             better="lower",
             flame=Rounds(samples).measured("makespan"),
             target=targets.SPREAD,
@@ -35,7 +35,7 @@ async def run(stage: Stage) -> list[Figure]:
         ),
         Figure(
             name="the same: tasks of the busiest executor",
-            unit="× mean",
+            unit="of the mean",
             better="lower",
             flame=Rounds(samples).measured("busiest"),
         ),

@@ -34,9 +34,7 @@ async def run(stage: Stage) -> list[Figure]:
             for contestant in contestants.values():
                 await measure.warm(contestant, data, _WARM_UP)
             rounds = stage.scale.rounds
-            turns = await measure.in_turn(
-                contestants, rounds, partial(measure.one_at_a_time, data=data, tasks=tasks)
-            )
+            turns = await measure.in_turn(contestants, rounds, partial(measure.one_at_a_time, data=data, tasks=tasks))
             flights = await measure.in_turn(contestants, rounds, partial(measure.in_flight, data=data, tasks=tasks))
             said = note if length == size else ""
             figures += [

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import signal
 import time
-from functools import partial
 from pathlib import Path
 from typing import Final
+
+import psutil
 
 from benchmarks import measure
 from benchmarks.figures import MS, Peer
@@ -69,13 +68,22 @@ async def _peer(stage: Stage, name: str, program: Path) -> Peer:
     try:
         output, errors = await process.communicate()
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # whatever it left behind
-        with contextlib.suppress(ProcessLookupError):
-            await process.wait()
+        await _end(process)
     if process.returncode == _NOT_INSTALLED:
         return Peer(name=name, note="not installed")
     if process.returncode:
         last = errors.decode(errors="replace").strip().rpartition("\n")[2]
         return Peer(name=name, note=f"failed: {last[:120]}")
-    return partial(Peer, name=name)(**json.loads(output.decode().strip().rpartition("\n")[2]))
+    return Peer(name=name, **json.loads(output.decode().strip().rpartition("\n")[2]))
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """End a program that was interrupted, with the daemons that it started."""
+    if process.returncode is not None:
+        return
+    with contextlib.suppress(psutil.NoSuchProcess):
+        program = psutil.Process(process.pid)
+        for each in (program, *program.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+    await process.wait()

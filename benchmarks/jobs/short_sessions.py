@@ -43,10 +43,6 @@ async def run(stage: Stage) -> list[Figure]:
     what = f"{count:,} short sessions, {_AT_ONCE} at once"
     return [
         Figure(name=what, unit="sessions/s", flame=single(count / elapsed_s), target=targets.SHORT_SESSIONS),
-        Figure(
-            name=f"{what}: a whole life, p50", unit="ms", better="lower", flame=single(percentile(lives_ms, 50))
-        ),
-        Figure(
-            name=f"{what}: a whole life, p99", unit="ms", better="lower", flame=single(percentile(lives_ms, 99))
-        ),
+        Figure(name=f"{what}: a whole life, p50", unit="ms", better="lower", flame=single(percentile(lives_ms, 50))),
+        Figure(name=f"{what}: a whole life, p99", unit="ms", better="lower", flame=single(percentile(lives_ms, 99))),
     ]

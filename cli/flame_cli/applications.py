@@ -11,7 +11,7 @@ from flame_cli import cluster
 from flame_cli.documents import Document, at
 from flame_cli.formats import Format, How
 from flame_cli.listing import Kind, show_list
-from flame_cli.masking import masked
+from flame_cli.masking import masked, without_passwords
 from flame_cli.output import print_document
 from flame_cli.rendering import Column, clock, state
 
@@ -39,13 +39,16 @@ def row(record: ApplicationRecord) -> list[str]:
 
 def document(record: ApplicationRecord) -> Document:
     """Return all that is known of an application, but for secrets."""
-    spec = record.spec.model_dump()
+    spec = record.spec
     return {
         "name": record.name,
         "state": record.state,
-        **spec,
-        "environments": masked(record.spec.environments),
+        **spec.model_dump(),
+        "arguments": [without_passwords(argument) for argument in spec.arguments],
+        "environments": masked(spec.environments),
+        "url": without_passwords(spec.url),
         "created": at(record.created),
+        "updated": at(record.updated),
     }
 
 

@@ -17,8 +17,9 @@ Document = dict[str, Any]
 FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
     "application": (
         *("name", "state", "shim", "command", "arguments", "environments", "working_directory", "description"),
-        *("labels", "min_instances", "max_instances", "delay_release_s", "concurrency", "session_retry_limit"),
-        *("fresh_process", "warm_instances", "created"),
+        *("labels", "url", "image", "input_schema", "output_schema", "common_data_schema", "max_instances"),
+        *("min_instances", "delay_release_s", "concurrency", "session_retry_limit", "fresh_process"),
+        *("warm_instances", "created", "updated"),
     ),
     "session": (
         *("id", "application", "state", "reason", "labels", "priority", "resources", "min_instances"),

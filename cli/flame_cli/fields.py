@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -10,7 +11,7 @@ from typing import Any, Final
 from flame_cli.documents import Document
 from flame_cli.rendering import amount_of_bytes, coloured, state, visible
 
-_WORDS: Final = {"id": "ID", "pid": "PID", "cpu": "CPU", "gpu": "GPU", "os": "OS"}
+_WORDS: Final = {"id": "ID", "pid": "PID", "cpu": "CPU", "gpu": "GPU", "os": "OS", "url": "URL"}
 _NOTHING: Final = "-"
 
 
@@ -47,7 +48,11 @@ def label(key: str) -> str:
 def shown(key: str, value: Any) -> list[str]:
     """Write a field's value as one or more lines."""
     if isinstance(value, Mapping):
-        return [visible(f"{name}={item}") for name, item in value.items()] or [_NOTHING]
+        if key.endswith("_schema") and value:
+            lines = json.dumps(value, ensure_ascii=False, indent=2).splitlines()
+        else:
+            lines = [f"{name}={item}" for name, item in value.items()]
+        return [visible(line) for line in lines] or [_NOTHING]
     if value is None:
         return [_NOTHING]
     if isinstance(value, bool):

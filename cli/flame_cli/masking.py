@@ -30,7 +30,10 @@ def masked(environments: Mapping[str, str]) -> dict[str, str]:
     return {name: _masked(name, value) for name, value in environments.items()}
 
 
+def without_passwords(text: str) -> str:
+    """Return a text with the passwords in its URLs hidden."""
+    return _PASSWORD_IN_URL.sub(rf"\1:{HIDDEN}", text)
+
+
 def _masked(name: str, value: str) -> str:
-    if value and looks_secret(name):
-        return HIDDEN
-    return _PASSWORD_IN_URL.sub(rf"\1:{HIDDEN}", value)
+    return HIDDEN if value and looks_secret(name) else without_passwords(value)

@@ -32,7 +32,7 @@ def make_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Tabl
 
 def dropped_note(made: Table) -> str:
     """Say which columns found no room."""
-    return f"({', '.join(made.dropped)}: no room in {terminal_width()} columns; a wider terminal or a pipe shows all)"
+    return f"(no room for {', '.join(made.dropped)}: use a wider terminal or a pipe)"
 
 
 def print_document(document: Document, form: Format) -> None:

@@ -118,7 +118,7 @@ def _blocks(task: Task, *, limit: int | None) -> list[str]:
     if task.error is not None and task.error.traceback:
         lines += block("Traceback", task.error.traceback, limit=limit)
     if task.output:
-        size = f"{len(task.output)} bytes"
+        size = "1 byte" if len(task.output) == 1 else f"{len(task.output)} bytes"
         text = text_of(task.output)
         if text is None:
             lines.append(f"Output: {size} that are no text, see -o json")

@@ -21,7 +21,7 @@ import difflib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NoReturn, get_origin
+from typing import Any, Final, NoReturn, get_args, get_origin
 
 import yaml
 
@@ -150,11 +150,33 @@ class _Reader:
         if origin is dict:
             if _is_null(node):
                 return None
+            if get_args(annotation)[1] is Any:
+                return self._schema(node, path)
             read = self._expanded if path == _ENVIRONMENTS else self._text
             return {key: read(value, f"{path}.{key}") for key, value in self._map(node, path).items()}
         if annotation is bool:
             return self._truth(node, path)
         if annotation in (int, float):
+            return self._number(node, path)
+        return self._text(node, path)
+
+    def _schema(self, node: yaml.Node, path: str) -> dict[str, Any]:
+        """Read a map of anything that JSON has."""
+        try:
+            return {key: self._json(value, f"{path}.{key}") for key, value in self._map(node, path).items()}
+        except RecursionError:  # an alias may lie inside of what it stands for
+            self._refuse(node, path, "nested too deeply")
+
+    def _json(self, node: yaml.Node, path: str) -> object:
+        if isinstance(node, yaml.MappingNode):
+            return {key: self._json(value, f"{path}.{key}") for key, value in self._map(node, path).items()}
+        if isinstance(node, yaml.SequenceNode):
+            return [self._json(item, f"{path}[{index}]") for index, item in enumerate(node.value)]
+        if node.tag == _BOOL:
+            return self._truth(node, path)
+        if node.tag == _NULL:
+            return None
+        if node.tag in (f"{_YAML}int", f"{_YAML}float"):
             return self._number(node, path)
         return self._text(node, path)
 

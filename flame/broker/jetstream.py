@@ -42,8 +42,8 @@ from flame.broker.wire import (
     request,
 )
 from flame.cancel import end_tasks
-from flame.config import Security
-from flame.errors import BrokerUnavailable, ConfigurationError
+from flame.config import Security, check_endpoint
+from flame.errors import BrokerUnavailable
 from flame.logs import get_logger
 from flame.protocol import defaults
 from flame.protocol.topology import BucketSpec, ConsumerSpec, Retention, StreamSpec
@@ -59,21 +59,6 @@ log = get_logger("flame.broker")
 
 PING_INTERVAL_S: Final = 5
 RECONNECT_WAIT_S: Final = 0.1
-_SCHEMES: Final = ("nats", "tls", "ws", "wss")
-
-
-def check_endpoint(endpoint: str) -> list[str]:
-    """Split ``nats://host:port[,…]`` into servers; raise `ConfigurationError` if it is none."""
-    servers = [part.strip() for part in endpoint.split(",") if part.strip()]
-    for server in servers or [endpoint]:
-        try:
-            parts = urlsplit(server)
-            legal = parts.scheme in _SCHEMES and parts.hostname and (parts.port is None or parts.port > 0)
-        except ValueError:
-            legal = False
-        if not legal:
-            raise ConfigurationError(f"endpoint {server!r}: expected nats://HOST:PORT[,nats://HOST:PORT…]")
-    return servers
 
 
 async def connect(

@@ -19,7 +19,7 @@ from flame.client.logs import LogLine, read_logs
 from flame.client.session import Session
 from flame.client.spec import SessionSpec
 from flame.client.task import Task
-from flame.config import resolve_endpoint
+from flame.config import resolve_target
 from flame.errors import BrokerUnavailable, MalformedMessage, SchedulerUnavailable, SessionExists, Unavailable
 from flame.protocol import defaults, subjects
 from flame.protocol.api import (
@@ -66,15 +66,17 @@ async def connect(
     """Connect to a cluster.
 
     Args:
-        endpoint: ``nats://host:port[,…]``; ``None`` takes ``FLAME_ENDPOINT``, or ``nats://127.0.0.1:4222``.
+        endpoint: ``nats://host:port[,…]``; ``None`` takes ``FLAME_ENDPOINT``, otherwise the current context of the file
+            that ``FLAME_CONFIG`` names or of ``~/.flame/flame.yaml``, otherwise ``nats://127.0.0.1:4222``.
         name: Shown to whoever lists the broker's connections.
         timeout_s: How long to try.
 
     Raises:
-        ConfigurationError: The endpoint is malformed.
+        ConfigurationError: The endpoint is malformed, or a file of the configuration; the text says what and where.
         BrokerUnavailable: Nothing answers there, or no NATS server with JetStream.
     """
-    return Connection(await connect_broker(resolve_endpoint(endpoint), name=name, timeout_s=timeout_s))
+    endpoint, security = resolve_target(endpoint)
+    return Connection(await connect_broker(endpoint, name=name, timeout_s=timeout_s, security=security))
 
 
 class Connection:

@@ -77,7 +77,9 @@ class FlameService:
     def on_task_invoke(self, context: TaskContext) -> Any:
         """Run one task and return its output: `TaskOutput`, ``bytes``, ``str`` (sent as UTF-8) or ``None``.
 
-        If it raises, this task fails with the exception's text; other tasks are not affected.
+        If it raises, this task fails with the exception's text; other tasks are not affected. An exception may have an
+        attribute ``details`` of bytes, about as many as an output may hold: the client finds them in
+        ``task.error.details``.
         """
         raise NotImplementedError(f"{type(self).__name__} has no on_task_invoke")
 

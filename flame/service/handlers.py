@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from flame.errors import ConfigurationError
+from flame.protocol import defaults
 from flame.protocol.codes import ErrorCode
 from flame.protocol.messages import TaskFault
 from flame.service.contexts import FlameService
@@ -85,7 +86,24 @@ def fault_of(error: BaseException) -> TaskFault:
     _drop_own_frames(frames)
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    return TaskFault(ErrorCode.TASK_FAILED, _sendable(_text_of(error)), name, _sendable("".join(frames.format())))
+    fault = TaskFault(ErrorCode.TASK_FAILED, _sendable(_text_of(error)), name, _sendable("".join(frames.format())))
+    _add_details(fault, error)
+    return fault
+
+
+def _add_details(fault: TaskFault, error: BaseException) -> None:
+    """Pass on what an exception tells besides, if its record has room for that."""
+    try:
+        details = getattr(error, "details", None)
+    except Exception:  # noqa: BLE001  # user code, and what it would have told is not needed
+        return
+    if type(details) is not bytes or not details:
+        return
+    room = defaults.INLINE_LIMIT_BYTES - _ENVELOPE_BYTES - len(fault.message.encode()) - len(fault.traceback.encode())
+    if len(details) <= room:
+        fault.details = details
+    else:
+        fault.message = f"{fault.message}\n(its details of {len(details)} bytes are left out: {room} would fit)"
 
 
 def _drop_own_frames(frames: traceback.TracebackException) -> None:
@@ -97,6 +115,8 @@ def _drop_own_frames(frames: traceback.TracebackException) -> None:
 _FOLDER = __file__.rpartition("handlers.py")[0]
 _CALLERS = {f"{_FOLDER}{name}.py" for name in ("executor", "handlers", "tasks")}
 _LIMIT = 16 * 1024
+_ENVELOPE_BYTES = 4 * 1024
+"""What a failed task's record needs besides the texts and details of its error, generously."""
 
 
 def _text_of(error: BaseException) -> str:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import msgpack
+import nats
 import pytest
 from pydantic import BaseModel
 
@@ -33,6 +34,7 @@ from tests.support.servers import ServedCluster, Servers, single
 ACK_WAIT_S = 2.0
 CLIENT = "flmping"
 SERVICE = "raw"
+FORGED = f"flame.event.{CLIENT}.nobody.nothing.done"
 DOCUMENT = Path(__file__).parents[2] / "docs" / "protocol.md"
 
 
@@ -98,7 +100,14 @@ async def raw(cluster: GuardedCluster, connection: flame.Connection) -> AsyncIte
         )
         await connection.register_application(SERVICE, spec)
     yield SERVICE
-    assert "ermissions" not in cluster.logs()
+    assert violations(cluster) == []
+
+
+def violations(cluster: GuardedCluster) -> list[str]:
+    """What was tried without permission, as the server says."""
+    [server] = cluster.servers.servers.values()
+    lines = server.log.read_text().splitlines()
+    return [line for line in lines if "Permissions Violation" in line and FORGED not in line]
 
 
 def call(verb: str, *arguments: Any) -> bytes:
@@ -145,6 +154,29 @@ async def test_a_client_of_nothing_but_nats_and_msgpack(cluster: GuardedCluster)
         "a newer version": "unsupported_version",
     }
     assert (said["nodes"], said["listed"], said["problems"]) == (1, [True], [])
+
+
+async def test_the_documented_permissions_are_enough_for_the_sdk_too(cluster: GuardedCluster) -> None:
+    async with (
+        await flame.connect(cluster.endpoint_of("client")) as client,
+        await client.create_session(CLIENT) as session,
+    ):
+        assert (await session.invoke(b"hello")).output == b"hello"
+    assert violations(cluster) == []
+
+
+async def test_a_client_may_not_say_that_a_task_is_done(cluster: GuardedCluster) -> None:
+    refused = asyncio.get_running_loop().create_future()
+
+    async def on_error(error: Exception) -> None:
+        refused.set_result(str(error))
+
+    nc = await nats.connect(cluster.endpoint_of("client"), error_cb=on_error)
+    try:
+        await nc.publish(FORGED, b"")
+        assert "permissions violation" in await asyncio.wait_for(refused, PATIENCE_S)
+    finally:
+        await nc.close()
 
 
 async def test_a_service_of_nothing_but_nats_and_msgpack(
@@ -201,6 +233,24 @@ async def test_a_task_of_a_killed_raw_service_runs_again_and_has_one_record(
     assert len(set(mark.read_text().splitlines())) == 2
     info = await connection.get_session(session.id)
     assert (info.succeeded, info.failed, info.pending) == (2, 0, 0)
+
+
+async def test_a_raw_service_outlives_its_broker(
+    cluster: GuardedCluster, connection: flame.Connection, raw: str, tmp_path: Path
+) -> None:
+    """With the server its consumer goes: what was delivered is delivered again, and looked up."""
+    mark = tmp_path / "runs"
+    [server] = cluster.servers.servers.values()
+    async with await connection.create_session(raw) as session:
+        handle = await session.create_task(call("sleep", 1.0, str(mark)))
+        await eventually(mark.exists, "the task runs")
+        await asyncio.to_thread(server.kill)
+        server.run()
+        await server.ready()
+        async with asyncio.timeout(PATIENCE_S):
+            assert (await handle).attempt == 1
+            assert json.loads((await session.invoke(call("echo", "alive"))).output) == ["alive"]
+    assert len(mark.read_text().splitlines()) == 1
 
 
 async def test_a_task_that_kills_raw_services_is_given_up(connection: flame.Connection, raw: str) -> None:

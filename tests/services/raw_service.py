@@ -25,6 +25,7 @@ EXECUTOR = os.environ["FLAME_EXECUTOR"]
 
 TAKEN = "maximum messages per subject exceeded"
 NO_MESSAGE = 10037
+NO_CONSUMER = 10014
 POISON = 3
 LIMIT = 256 * 1024
 
@@ -44,10 +45,12 @@ class Lease:
         self.delivered, self.sequence, self.pending = (int(parts[base + offset]) for offset in (2, 3, 6))
         self.ack_wait_s = ack_wait_s
         self.extended_at = time.monotonic()
+        self.void = False
+        """The consumer that delivered it is gone."""
 
     @property
     def held(self) -> bool:
-        return time.monotonic() - self.extended_at < 0.8 * self.ack_wait_s
+        return not self.void and time.monotonic() - self.extended_at < 0.8 * self.ack_wait_s
 
     async def keep(self, nc: Client) -> None:
         """Extend until cancelled, or too late."""
@@ -73,6 +76,7 @@ class RawService:
         self.leaving = asyncio.Event()
         self.restored = asyncio.Event()
         self.arrived: asyncio.Queue[Msg | Lease] = asyncio.Queue()
+        self.running: Lease | None = None
         self.last_handle = ""
         self.fence = 0
 
@@ -175,7 +179,11 @@ class RawService:
         if self.arrived.empty():
             subject = f"$JS.API.CONSUMER.MSG.NEXT.{self.assignment['stream']}.{self.assignment['consumer']}"
             request = {"batch": 1, "expires": 30 * 10**9, "idle_heartbeat": 2 * 10**9}
-            await self.nc.publish(subject, json.dumps(request).encode(), inbox)
+            try:
+                await self.nc.publish(subject, json.dumps(request).encode(), inbox)
+            except errors.Error:  # disconnected
+                await asyncio.sleep(0.1)
+                return None
         while True:
             try:
                 msg = await asyncio.wait_for(self.arrived.get(), 5)
@@ -195,6 +203,7 @@ class RawService:
                 return None
 
     async def run(self, lease: Lease) -> None:
+        self.running = lease
         self.counts["running"] = 1
         self.counts["pending"] = lease.pending
         self.woken.set()
@@ -205,6 +214,7 @@ class RawService:
             pass
         finally:
             keeping.cancel()
+            self.running = None
             self.counts["running"] = 0
             self.idle_since = time.monotonic()
             self.woken.set()
@@ -320,12 +330,16 @@ class RawService:
             await self.nc.publish(lease.msg.reply, b"+ACK")
 
     async def on_reconnect(self) -> None:
-        """Take what is in the stream now for something that may have run."""
+        """Take what is in the stream now for something that may have run, and see whether the consumer is there."""
         if self.state == "idle":
             return
+        stream, consumer = self.assignment["stream"], self.assignment["consumer"]
         with contextlib.suppress(errors.Error):
-            answer = await self.nc.request(f"$JS.API.STREAM.INFO.{self.assignment['stream']}", timeout=2)
-            self.fence = max(self.fence, json.loads(answer.data)["state"]["last_seq"])
+            answer = json.loads((await self.nc.request(f"$JS.API.STREAM.INFO.{stream}", timeout=2)).data)
+            self.fence = max(self.fence, answer["state"]["last_seq"])
+            answer = json.loads((await self.nc.request(f"$JS.API.CONSUMER.INFO.{stream}.{consumer}", timeout=2)).data)
+            if self.running is not None and answer.get("error", {}).get("err_code") == NO_CONSUMER:
+                self.running.void = True
 
 
 async def invoke(verb: str, *arguments: Any) -> bytes:

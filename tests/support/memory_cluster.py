@@ -1,4 +1,4 @@
-"""A whole cluster in one process on the in-memory broker: the scheduler's parts, a small manager, executors, clients."""
+"""A whole cluster in one process on the in-memory broker: scheduler, a small manager, executors and clients."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import itertools
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from typing import Self
 
 import flame
@@ -165,9 +166,9 @@ class MemoryManager:
         written: ExecutorRecord | str | None = "nothing yet"
         while written != (record := self._records.get(executor)):
             if record is None:
-                await insist(lambda: bucket.delete(key))
+                await insist(partial(bucket.delete, key))
             else:
-                await insist(lambda data=record.encode(): bucket.put(key, data))  # type: ignore[misc]
+                await insist(partial(bucket.put, key, record.encode()))
             written = record
 
     # ---- reports

@@ -49,7 +49,7 @@ class _Selector(selectors.SelectSelector):
         if timeout is None:
             raise Stuck("everything waits, and no timer runs")
         self.now += max(timeout, TURN_S)
-        return super().select(0)
+        return []
 
 
 class _Task(asyncio.Task[Any]):
@@ -91,11 +91,21 @@ def run_virtually(main: Coroutine[Any, Any, T], *, seed: int = 0, limit_s: float
 def _everything_by(loop: asyncio.AbstractEventLoop, seed: int) -> Iterator[None]:
     """Have all clocks go by the loop, and all chance by the seed."""
     chance = random.Random(seed)
+
+    def wall() -> float:
+        return BEGIN_S + loop.time()
+
+    def wall_ns() -> int:
+        return int(wall() * 1e9)
+
+    def token(size: int = 32) -> str:
+        return chance.randbytes(size).hex()
+
     with (
         mock.patch.object(time, "monotonic", loop.time),
-        mock.patch.object(time, "time", lambda: BEGIN_S + loop.time()),
-        mock.patch.object(time, "time_ns", lambda: int((BEGIN_S + loop.time()) * 1e9)),
-        mock.patch.object(secrets, "token_hex", lambda nbytes=32: chance.randbytes(nbytes).hex()),
+        mock.patch.object(time, "time", wall),
+        mock.patch.object(time, "time_ns", wall_ns),
+        mock.patch.object(secrets, "token_hex", token),
         mock.patch.object(secrets, "randbelow", chance.randrange),
         mock.patch.object(secrets, "choice", chance.choice),
         mock.patch.object(random, "random", chance.random),

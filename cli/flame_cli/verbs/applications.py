@@ -49,8 +49,8 @@ def register(context: typer.Context, file: File, endpoint: Endpoint = None) -> N
     """Register the applications that a YAML file declares.
 
     A file may hold several documents, with a line of --- between them. Further fields of spec are shim (Nats,
-    or Log for tests), min_instances, concurrency, session_retry_limit, fresh_process, warm_instances,
-    description and labels.
+    or Log for tests), min_instances, concurrency, session_retry_limit, fresh_process, warm_instances, url, image,
+    input_schema, output_schema, common_data_schema, description and labels.
 
     In the values of environments ${NAME} is a variable of the shell that runs this command, ${NAME:-TEXT} the
     text if that one is unset or empty, and $$ a dollar. Paths in working_directory and command are relative to

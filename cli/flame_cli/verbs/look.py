@@ -178,7 +178,9 @@ def logs(
         str | None, typer.Option("--session", "-s", metavar="SESSION", help="All executors of a session.")
     ] = None,
     executor: Annotated[str | None, typer.Option("--executor", "-e", metavar="EXECUTOR", help="One executor.")] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes, until Ctrl-C.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with what comes, until it has ended or Ctrl-C.")
+    ] = False,
     tail: Annotated[
         int | None, typer.Option("--tail", metavar="N", min=0, help="Only the last N lines of what is there.")
     ] = None,

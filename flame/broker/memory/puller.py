@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from flame.broker.errors import ConsumerMissing
@@ -88,7 +89,7 @@ class MemoryPuller:
     def _place(self, number: int, most: int, wait_s: float) -> None:
         if self._ended or number != self._asked:
             return  # it waited for the connection longer than anybody waits for it
-        pull = Pull(self._calls.link, most, self._take, self._end)
+        pull = Pull(self._calls.link, most, self._take, partial(self._end, number))
         consumer = None
         stream = self._calls.server.streams.get(self._stream)
         if stream is not None:
@@ -116,9 +117,10 @@ class MemoryPuller:
             self._arrived.append(delivery)
             self._wake()
 
-    def _end(self, missing: str) -> None:
-        self._missing = missing
-        self.interrupt()
+    def _end(self, number: int, missing: str) -> None:
+        if number == self._asked:
+            self._missing = missing
+            self.interrupt()
 
     async def _sign(self, limit_s: float) -> None:
         """Wait for anything to arrive; what takes longer than ``limit_s`` has ended."""

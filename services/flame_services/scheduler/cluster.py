@@ -17,6 +17,9 @@ FOUNDED_KEY = "cluster.founded"
 """In the applications bucket; no application can have this name, since it has a dot."""
 
 BUILT_IN: dict[str, ApplicationSpec] = {
+    "flmexec": ApplicationSpec(
+        command="flmexec-service", description="Runs a given script, of shell or Python, on a node of the cluster"
+    ),
     "flmping": ApplicationSpec(command="flmping-service", description="Echoes its input, for timing a cluster"),
     "flmtest": ApplicationSpec(shim="Log", description="Records and echoes its input, for trying things out"),
 }
