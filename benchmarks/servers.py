@@ -63,10 +63,9 @@ async def three(folder: Path) -> AsyncIterator[Servers]:
     clients, routes = ports[:3], ports[3:]
     servers: list[GuardedServer] = []
     try:
-        for number in range(3):
-            servers.append(
-                _start(folder / f"flame-{number}", f"flame-{number}", clients[number], routes[number], routes)
-            )
+        for number, client in enumerate(clients):
+            server = _start(folder / f"flame-{number}", f"flame-{number}", client, routes[number], routes)
+            servers.append(server)  # those that run are stopped if one can't be started
         pids = [await server.started() or 0 for server in servers]
         for port in clients:
             await _answers(port)

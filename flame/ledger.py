@@ -40,11 +40,11 @@ RUNNING: Final = 2
 _STEAL_WAIT_S: Final = 0.1
 """The most that an executor waits for a manager that is stealing."""
 
-_HEADER: Final = struct.Struct("<8sIIdddd")  # magic, pid, slots, process start, loop tick, manager tick, kept since
+_HEADER: Final = struct.Struct("<8sIIdddd")  # magic, pid, slots, ack_wait, loop tick, manager tick, kept since
 _PID: Final = struct.Struct("<I")
 _TIME: Final = struct.Struct("<d")
 _PID_AT: Final = 8
-_STARTED_AT: Final = 16
+_ACK_WAIT_AT: Final = 16
 _LOOP_TICK_AT: Final = 24
 _MANAGER_TICK_AT: Final = 32
 _KEPT_SINCE_AT: Final = 40
@@ -156,12 +156,12 @@ class LedgerReader:
         self._map = _map(str(path))
 
     @classmethod
-    def create(cls, path: Path, now: float) -> Self:
-        """Make an empty ledger whose leases are kept from now on."""
+    def create(cls, path: Path, now: float, ack_wait_s: float) -> Self:
+        """Make an empty ledger whose leases, of that length, are kept from now on."""
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(descriptor, SIZE)
-            os.pwrite(descriptor, _HEADER.pack(MAGIC, 0, SLOTS, 0.0, now, now, now), 0)
+            os.pwrite(descriptor, _HEADER.pack(MAGIC, 0, SLOTS, ack_wait_s, now, now, now), 0)
         finally:
             os.close(descriptor)
         return cls(path)
@@ -190,15 +190,11 @@ class LedgerReader:
             _TIME.pack_into(self._map, _KEPT_SINCE_AT, now)
         _TIME.pack_into(self._map, _MANAGER_TICK_AT, now)
 
-    def note_process(self, started: float) -> None:
-        """Note when the executor's process started: with its pid, who it is."""
-        _TIME.pack_into(self._map, _STARTED_AT, started)
-
     @property
-    def process_started(self) -> float:
-        """When the executor's process started, as noted by the manager."""
-        started: float = _TIME.unpack_from(self._map, _STARTED_AT)[0]
-        return started
+    def ack_wait_s(self) -> float:
+        """For how long a delivery of this executor is good after its last extension."""
+        ack_wait_s: float = _TIME.unpack_from(self._map, _ACK_WAIT_AT)[0]
+        return ack_wait_s
 
     def slots(self) -> list[Slot]:
         """Read what the executor holds and runs."""

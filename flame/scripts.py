@@ -1,11 +1,12 @@
-"""What the built-in application ``flmexec`` takes and returns: a script and what came of it.
+r"""What the built-in application ``flmexec`` takes and returns: a script and what came of it.
 
 A task's input is a MessagePack map or, for those who write it by hand, a JSON object with the fields of `Script`::
 
-    {"language": "shell", "code": "sort | uniq -c", "input": "b\\na\\nb\\n"}
+    {"language": "shell", "code": "sort | uniq -c", "input": "b\na\nb\n"}
 
-and its output is a map of the same kind with the fields of `ScriptResult`; in JSON, bytes are UTF-8 text. A script whose
-exit status is not 0, or that takes too long, is a failed task: its ``error.details`` are the result, as MessagePack.
+and its output is a map of the same kind with the fields of `ScriptResult`; in JSON, bytes are UTF-8 text. A script
+whose exit status is not 0, or that takes too long, is a failed task: its ``error.details`` are the result, as
+MessagePack.
 
     task = await session.invoke(scripts.encode("print(6 * 7)", language="python"))
     print(scripts.decode(task.output).stdout)
@@ -33,6 +34,8 @@ APPLICATION: Final = "flmexec"
 LANGUAGES: Final = ("shell", "python")
 RESULT_BYTES: Final = INLINE_LIMIT_BYTES - 16 * 1024
 """The most that an encoded result may hold; output over that is cut, and says so."""
+NOTE: Final = b"\n[... output was left out here ...]\n"
+"""What stands in its place; `ScriptResult.cut` tells how much it was."""
 _TAIL_LINES: Final = 10
 _TAIL_BYTES: Final = 2048
 
@@ -81,7 +84,7 @@ class ScriptResult:
         return self.status == 0 and not self.timed_out
 
 
-class ScriptFailed(Exception):  # noqa: N818  # raised by the service: it becomes the task's error
+class ScriptFailed(Exception):
     """A script failed; ``details`` are what came of it."""
 
     def __init__(self, script: Script, result: ScriptResult) -> None:
@@ -134,7 +137,7 @@ def read_script(data: bytes) -> tuple[Script, bool]:
     unknown = set(map(str, found)) - known - {"v", "kind"}
     if unknown:
         raise InvalidArgument(f"{', '.join(sorted(unknown))}: unknown; a script has {', '.join(sorted(known))}")
-    if "code" not in found:
+    if found.get("code") is None:
         raise InvalidArgument("code: missing; it is the script")
     wanted = {name: value for name, value in found.items() if name in known and value is not None}
     if isinstance(wanted.get("input"), str):
@@ -168,13 +171,8 @@ def shorten(data: bytes, limit: int) -> tuple[bytes, int]:
         return data, 0
     head = limit // 2
     tail = limit - head
-    cut = len(data) - limit
-    return data[:head] + note(cut) + data[len(data) - tail :], cut
-
-
-def note(cut: int) -> bytes:
-    """Return what stands in the place of output that was left out."""
-    return f"\n[... {cut} bytes of output were left out here ...]\n".encode()
+    left_out = data[head : len(data) - tail]
+    return data[:head] + NOTE + data[len(data) - tail :], len(left_out) - left_out.count(NOTE) * len(NOTE)
 
 
 def last_lines(data: bytes) -> str:

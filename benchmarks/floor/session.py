@@ -42,9 +42,7 @@ class FloorSession:
         """Plan it; `start` connects."""
         self._servers = servers
         self._executors = [
-            Child(
-                "benchmarks.floor.executor", ["--endpoint", servers.endpoint], lifetime, folder / f"floor-{number}.log"
-            )
+            Child("benchmarks.floor.executor", ["--endpoint", servers.endpoint], lifetime, folder / f"{number}.log")
             for number in range(executors)
         ]
         self._nc: Client | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from benchmarks import measure, targets
+from benchmarks.contestant import Contestant
 from benchmarks.figures import Figure
 from benchmarks.scale import IN_FLIGHT, PAYLOAD
 from benchmarks.stage import Stage
@@ -16,7 +17,7 @@ async def run(stage: Stage) -> list[Figure]:
     """Measure one at a time, and several in flight."""
     scale = stage.scale
     async with stage.both(_EXECUTORS) as (session, floor):
-        contestants = {"floor": floor, "flame": session}
+        contestants: dict[str, Contestant] = {"floor": floor, "flame": session}
         for contestant in contestants.values():
             await measure.warm(contestant, PAYLOAD, scale.warm_up)
         stage.say(f"{scale.in_turn} tasks, one at a time")

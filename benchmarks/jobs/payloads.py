@@ -8,6 +8,7 @@ from typing import Final
 import flame
 from benchmarks import measure
 from benchmarks.cluster import FlameSession
+from benchmarks.contestant import Contestant
 from benchmarks.figures import Figure
 from benchmarks.scale import IN_FLIGHT
 from benchmarks.stage import Stage
@@ -30,7 +31,7 @@ async def run(stage: Stage) -> list[Figure]:
             data = bytes(length)
             tasks = max(IN_FLIGHT, min(stage.scale.payload_tasks, _MOST_BYTES // length))
             stage.say(f"{tasks} tasks of {what}")
-            contestants = {"floor": floor, "flame": session}
+            contestants: dict[str, Contestant] = {"floor": floor, "flame": session}
             for contestant in contestants.values():
                 await measure.warm(contestant, data, _WARM_UP)
             rounds = stage.scale.rounds

@@ -7,17 +7,21 @@ import contextlib
 import json
 import time
 from pathlib import Path
+from statistics import median
 from typing import Final
 
 import psutil
 
 from benchmarks import measure
+from benchmarks.cluster import FlameCluster
 from benchmarks.figures import MS, Peer
 from benchmarks.scale import PAYLOAD
 from benchmarks.stage import ECHO, Stage
 
 _PROGRAMS: Final = {"Ray actor": "ray_actor.py", "Dask actor": "dask_actor.py"}
 _FOLDER: Final = Path(__file__).parents[1] / "peers"
+_NEW: Final = 5
+"""New sessions; the programs make as many actors."""
 _NOT_INSTALLED: Final = 3
 """The status with which a program ends whose system is not there."""
 
@@ -35,10 +39,7 @@ async def run(stage: Stage) -> list[Peer]:
 async def _flame(stage: Stage) -> Peer:
     scale = stage.scale
     async with stage.flame() as cluster:
-        begin = time.perf_counter()
-        async with await cluster.connection.create_session(ECHO, max_instances=1) as session:
-            await session.invoke(PAYLOAD)
-            first_ms = (time.perf_counter() - begin) * MS
+        first_ms = [await _first_result_ms(cluster) for _ in range(1 + _NEW)]
         async with cluster.session(ECHO, executors=1) as contestant:
             await measure.warm(contestant, PAYLOAD, scale.warm_up)
             turns = await measure.one_at_a_time(contestant, PAYLOAD, scale.in_turn)
@@ -48,9 +49,16 @@ async def _flame(stage: Stage) -> Peer:
         invoke_p50_ms=turns.values["p50"],
         invoke_p99_ms=turns.values["p99"],
         tasks_per_s=many.values["tasks/s"],
-        first_result_ms=first_ms,
+        first_result_ms=median(first_ms[1:]),  # the first one has waited for its template
         note="stored before it runs, with its result",
     )
+
+
+async def _first_result_ms(cluster: FlameCluster) -> float:
+    begin = time.perf_counter()
+    async with await cluster.connection.create_session(ECHO, max_instances=1) as session:
+        await session.invoke(PAYLOAD)
+        return (time.perf_counter() - begin) * MS
 
 
 async def _peer(stage: Stage, name: str, program: Path) -> Peer:

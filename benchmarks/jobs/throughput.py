@@ -6,6 +6,7 @@ from functools import partial
 
 from benchmarks import measure, targets
 from benchmarks.cluster import MappedSession
+from benchmarks.contestant import Contestant
 from benchmarks.figures import Figure
 from benchmarks.scale import PAYLOAD
 from benchmarks.stage import Stage
@@ -23,7 +24,7 @@ async def _with(stage: Stage, executors: int) -> list[Figure]:
     scale = stage.scale
     stage.say(f"{scale.tasks} tasks, {executors} executors")
     async with stage.both(executors) as (session, floor):
-        contestants = {"floor": floor, "flame": session, "map": MappedSession(session)}
+        contestants: dict[str, Contestant] = {"floor": floor, "flame": session, "map": MappedSession(session)}
         for contestant in contestants.values():
             await measure.warm(contestant, PAYLOAD, scale.warm_up)
         measurement = partial(measure.throughput, data=PAYLOAD, tasks=scale.tasks)

@@ -29,18 +29,12 @@ def svg(results: Results) -> str:
     """Draw it."""
     shown = [figure for figure in results.figures if figure.flame is not None]
     height = _TOP + _ROW * len(shown) + 16
-    body = [part for number_, figure in enumerate(shown) for part in _row(figure, _TOP + _ROW * number_)]
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}"'
-            f' viewBox="0 0 {_WIDTH} {height}" font-family="system-ui, sans-serif" font-size="12">',
-            f'<rect width="{_WIDTH}" height="{height}" fill="white"/>',
-            _text(16, 24, f"Flame {results.versions['flame']} beside the floor, {results.date[:10]}", size=16),
-            *_legend(),
-            *body,
-            "</svg>\n",
-        ]
-    )
+    body = [part for place, figure in enumerate(shown) for part in _row(figure, _TOP + _ROW * place)]
+    size = f'width="{_WIDTH}" height="{height}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} viewBox="0 0 {_WIDTH} {height}" font-family="sans-serif">'
+    title = f"Flame {results.versions['flame']} beside the floor, {results.date[:10]}"
+    lines = [head, f'<rect {size} fill="white"/>', _text(16, 24, title, size=16), *_legend(), *body]
+    return "\n".join([*lines, "</svg>\n"])
 
 
 def _legend() -> Iterator[str]:

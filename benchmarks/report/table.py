@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from benchmarks.figures import Figure, Measured, Peer
@@ -104,7 +104,7 @@ def _cpu(used: Mapping[str, float], part: str) -> str:
     return f"{used[part]:.0f}" if part in used else _NONE
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]], sides: str) -> str:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], sides: str) -> str:
     widths = [max(len(cell) for cell in column) for column in zip(head, *rows, strict=True)]
     rule = [f"{'-' * (width - 1)}{':' if side == 'r' else '-'}" for width, side in zip(widths, sides, strict=True)]
     return "\n".join(_row(line, widths, sides) for line in (head, tuple(rule), *rows))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Final
 
 import typer
 
 from flame_cli import errors
-from flame_cli.completion import COMPLETE
+from flame_cli.completion import COMPLETE, complete, from_cluster
 from flame_cli.options import PROGRAM, Debug, Endpoint, Version, examples
 from flame_cli.verbs import applications, cluster, completion, look, programs, sessions
 
@@ -53,11 +54,11 @@ def run(program: str) -> None:
 
 def _complete(program: str, words: list[str]) -> None:
     """Answer a shell that wants to know what may come next."""
-    import os
-
-    from flame_cli.completion import complete, from_cluster
-
-    for candidate in complete(typer.main.get_command(_PROGRAMS[program]), words, from_cluster):
-        print(f"{candidate.word}\t{errors.one_line(candidate.about)}")
-    errors.flush_output(program)
+    try:
+        for candidate in complete(typer.main.get_command(_PROGRAMS[program]), words, from_cluster):
+            print(f"{candidate.word}\t{errors.one_line(candidate.about)}")
+        sys.stdout.flush()
+    except Exception as error:  # noqa: BLE001 (a shell that waits for words has no use for a reason)
+        if errors.debugging():
+            errors.report(program, error)
     os._exit(errors.ExitCode.OK)  # whatever still runs: whoever types waits

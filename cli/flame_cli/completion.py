@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from flame_cli.choices import CHOICES
+
 COMPLETE: Final = "__complete"
 """The first argument of a call by a shell."""
 LIMIT_S: Final = 0.5
@@ -82,7 +84,7 @@ def locate(root: Any, words: Sequence[str]) -> Place:
 
 
 def from_cluster(noun: str, endpoint: str | None) -> list[Candidate]:
-    """Return the names that the cluster has now, none if it can't be asked within `LIMIT_S`.
+    """Return the names that the cluster has now; raise anything if it can't be asked within `LIMIT_S`.
 
     The loop is not closed: that would wait for a thread that looks up a host's name. The process ends right after.
     """
@@ -91,10 +93,7 @@ def from_cluster(noun: str, endpoint: str | None) -> list[Candidate]:
     from flame_cli.cluster import quiet_logs
 
     quiet_logs()
-    try:
-        return asyncio.new_event_loop().run_until_complete(_bounded(noun, endpoint))
-    except Exception:  # noqa: BLE001 (a shell that waits for words has no use for a reason)
-        return []
+    return asyncio.new_event_loop().run_until_complete(_bounded(noun, endpoint))
 
 
 def _candidates(place: Place, current: str, names: Names) -> list[Candidate]:
@@ -118,9 +117,8 @@ def _candidates(place: Place, current: str, names: Names) -> list[Candidate]:
         if place.positional >= len(arguments):
             return [Candidate(option.opts[0], _about(option.help)) for option in _options(place.command)]
         parameter = arguments[place.positional]
-    choices = getattr(parameter.type, "choices", None)
-    if choices is not None:
-        return [Candidate(str(getattr(choice, "value", choice))) for choice in choices]
+    if parameter.name in CHOICES:
+        return [Candidate(choice.value) for choice in CHOICES[parameter.name]]
     return names(parameter.name, place.endpoint) if parameter.name in _NOUNS else []
 
 

@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import StrEnum
 from typing import Final
 
+from flame_cli.choices import Shell
 from flame_cli.completion import COMPLETE
-
-
-class Shell(StrEnum):
-    """A shell that can be told how to complete."""
-
-    BASH = "bash"
-    ZSH = "zsh"
-    FISH = "fish"
 
 
 def script(shell: Shell, programs: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from typing import TYPE_CHECKING, Final
 
 from flame_cli import cluster
@@ -128,7 +129,13 @@ def _blocks(task: Task, *, limit: int | None) -> list[str]:
 
 
 def _error(fault: TaskFault) -> Document:
-    return {"code": str(fault.code), "type": fault.type, "message": fault.message, "traceback": fault.traceback}
+    return {
+        "code": str(fault.code),
+        "type": fault.type,
+        "message": fault.message,
+        "traceback": fault.traceback,
+        "details_base64": base64.b64encode(fault.details).decode() or None,
+    }
 
 
 async def _session(connection: Connection, session_id: str) -> Session:

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 log = get_logger("flame.broker")
 
 PING_INTERVAL_S: Final = 5
+SERVICE_STOP_S: Final = 2.0
 RECONNECT_WAIT_S: Final = 0.1
 
 
@@ -485,11 +486,15 @@ class _Service:
         self._service = service
 
     async def stop(self) -> None:
-        with contextlib.suppress(nats_errors.Error, OSError):
-            await self._service.stop()
+        # It waits for the server to confirm, and a server that is gone never does.
+        stopping = asyncio.create_task(self._service.stop())
+        await asyncio.wait((stopping,), timeout=SERVICE_STOP_S)
+        await end_tasks((stopping,))
+        if not stopping.cancelled() and (error := stopping.exception()) is not None:
+            log.debug("the service did not stop in order", error=_plain(error))
 
 
-def _plain(error: Exception | None) -> str:
+def _plain(error: BaseException | None) -> str:
     return (str(error) or type(error).__name__).removeprefix("nats: ") if error is not None else "unknown"
 
 

@@ -16,6 +16,7 @@ from flame.client.outstanding import Outstanding
 from flame.client.task import Task, TaskHandle, TaskInformer
 from flame.client.watching import SessionEvent, SessionWatch
 from flame.errors import (
+    BrokerUnavailable,
     FlameError,
     InvalidArgument,
     MalformedMessage,
@@ -276,6 +277,8 @@ class Session:
     async def _submit(self, input: bytes | str, informer: TaskInformer | None) -> TaskHandle:
         if self._record.state is not SessionState.OPEN:
             raise self._ended_error()
+        if self._connection.closed:
+            raise BrokerUnavailable("the connection is closed; make another")
         handle = await self._tasks.submit(input if type(input) is bytes else _as_bytes(input), informer)
         if self._reconcile_timer is None:
             self._reconcile_timer = self._loop.call_later(self._reconcile_wait_s, self._reconcile_due)

@@ -408,13 +408,24 @@ class TaskRunner:
             try:
                 await (await self._broker.begin_store(subject, data, STORE_TIMEOUT_S, delivery.handle))
                 error = None
-            except (Duplicate, StreamMissing) as final:
+            except Duplicate as final:
+                error = None if await self._is_ours(subject) else final
+            except StreamMissing as final:
                 error = final
             except FlameError as again:
                 error = again
                 continue
             self._on_stored(delivery, record, data, 0, error)
             return
+
+    async def _is_ours(self, result: str) -> bool:
+        """Whether the record that is stored is this executor's: an earlier attempt was stored, but not acknowledged."""
+        try:
+            found = await self._broker.last(self._result_stream, result)
+            return found is not None and ResultRecord.decode(found.data).executor == self._executor
+        except FlameError as error:
+            log.debug("it is not known whose record is stored; it is not counted", result=result, error=str(error))
+            return False
 
     # ---- leaving
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -37,6 +38,19 @@ class Replicated:
     async def leader_of(self, stream: str) -> Server:
         async with self._client() as jetstream:
             return self.servers[(await jetstream.stream_info(stream)).cluster.leader]
+
+    async def have_led(self, stream: str, server: Server) -> None:
+        """Have a stream led by a certain server."""
+
+        async def is_led() -> bool:
+            if await self.leader_of(stream) is server:
+                return True
+            body = json.dumps({"placement": {"preferred": server.name}}).encode()
+            async with self._client() as jetstream:
+                await jetstream._nc.request(f"$JS.API.STREAM.LEADER.STEPDOWN.{stream}", body, timeout=5)
+            return False
+
+        await eventually(is_led, f"{server.name} leads {stream}")
 
     async def is_whole(self) -> bool:
         """Whether every server has a current copy of every stream."""
@@ -105,67 +119,76 @@ class Load:
         return Counter(int(line) for line in (self._folder / session.id).read_text().split())
 
 
-@pytest.mark.parametrize("killed", ["the server that leads the tasks", "the server that the client is connected to"])
-async def test_a_killed_server_loses_and_doubles_nothing(
-    replicated: Replicated, killed: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    application = f"tally-{request.node.callspec.indices['killed']}"
+class Users:
+    """Clients that make sessions, run a task in each and close them, one after the other."""
+
+    def __init__(self, cluster: ServedCluster, number: int) -> None:
+        self._cluster = cluster
+        self._stopping = False
+        self._users = [asyncio.create_task(self._use()) for _ in range(number)]
+        self.sessions: list[str] = []
+
+    async def _use(self) -> None:
+        async with self._cluster.connect() as connection:
+            while not self._stopping:
+                async with await connection.create_session("flmping") as session:
+                    assert (await session.invoke(b"x")).output == b"x"
+                self.sessions.append(session.id)
+
+    async def end(self, limit_s: float) -> None:
+        """Let each finish what it is doing."""
+        self._stopping = True
+        async with asyncio.timeout(limit_s):
+            await asyncio.gather(*self._users)
+
+
+LIMIT_S = 60.0
+"""For what goes on while a server dies; it takes about 12 s."""
+
+
+@pytest.mark.parametrize("killed", ["the server that leads everything", "the server that the client is connected to"])
+async def test_a_killed_server_loses_and_doubles_nothing(replicated: Replicated, killed: str, tmp_path: Path) -> None:
+    leads = "leads" in killed
+    application = "tally-1" if leads else "tally-2"
     each = 1000
     async with replicated.cluster.connect() as first:
         await first.register_application(application, replicated.cluster.service("tally", max_instances=2))
+    streams = (subjects.result_stream(application), "KV_flame-sessions", "KV_flame-bindings", "KV_flame-nodes")
     leader = await replicated.leader_of(subjects.task_stream(application))
     other = next(server for server in replicated.servers.values() if server is not leader)
-    victim, at = (leader, other) if "leads" in killed else (other, other)
+    victim = leader if leads else other
+    for stream in streams if leads else ():
+        await replicated.have_led(stream, victim)
 
-    async with await replicated.client_at(at.port) as connection:
+    async with await replicated.client_at(other.port) as connection:
+        users = Users(replicated.cluster, 2)
         sessions = []
         for name in ("a", "b"):
             id_ = f"{application}-{name}"
             sessions.append(await connection.create_session(application, str(tmp_path / id_).encode(), session_id=id_))
         load = Load(tmp_path, sessions, each)
         load.begin(0, each // 2)
-        await eventually(lambda: load.finished >= 100, "the load runs")
-
+        await eventually(lambda: load.finished >= 100 and users.sessions, "the load runs")
         victim.kill()
-        load.begin(each // 2, each)  # in the middle of it
-        await load.end(60)
+        try:
+            load.begin(each // 2, each)  # in the middle of it
+            await load.end(LIMIT_S)
+            await users.end(LIMIT_S)
 
-        assert load.finished == each * len(sessions)
-        assert connected_to(connection) != victim.port
-        for session in sessions:
-            assert set(load.runs(session)) == set(range(each))  # more than once only where a fault asks for it
-            await session.close(timeout_s=30)
-            counts = await connection.get_session(session.id)
-            assert (counts.succeeded, counts.failed, counts.cancelled, counts.pending) == (each, 0, 0, 0)
-        assert await stored_in(connection, subjects.result_stream(application)) == each * len(sessions)
-        assert await stored_in(connection, subjects.task_stream(application)) == 0
-        assert [node.state for node in await connection.list_nodes()] == [NodeState.READY]
-    await replicated.restart(victim)
+            assert load.finished == each * len(sessions)
+            assert connected_to(connection) != victim.port
+            for session in sessions:
+                assert set(load.runs(session)) == set(range(each))  # more than once only where a fault asks for it
+                await session.close(timeout_s=30)
+                counts = await connection.get_session(session.id)
+                assert (counts.succeeded, counts.failed, counts.cancelled, counts.pending) == (each, 0, 0, 0)
+            assert await stored_in(connection, subjects.result_stream(application)) == each * len(sessions)
+            assert await stored_in(connection, subjects.task_stream(application)) == 0
+            assert len(users.sessions) == len(set(users.sessions))
+            assert [node.state for node in await connection.list_nodes()] == [NodeState.READY]
+        finally:
+            await replicated.restart(victim)
 
 
 async def stored_in(connection: flame.Connection, stream: str) -> int:
     return (await connection.broker.stream_state(stream)).messages
-
-
-async def test_sessions_are_made_and_closed_while_a_server_dies(replicated: Replicated) -> None:
-    victim = await replicated.leader_of("KV_flame-sessions")
-    killed = asyncio.Event()
-    done: list[str] = []
-
-    async def use() -> None:
-        async with replicated.cluster.connect() as connection:
-            ids: list[str] = []
-            while not (killed.is_set() and len(ids) >= 3):
-                async with await connection.create_session("flmping") as session:
-                    assert (await session.invoke(b"x")).output == b"x"
-                ids.append(session.id)
-                done.append(session.id)
-
-    users = [asyncio.create_task(use()) for _ in range(3)]
-    await eventually(lambda: len(done) >= 3, "sessions run")
-    victim.kill()
-    killed.set()
-    async with asyncio.timeout(60):
-        await asyncio.gather(*users)
-    assert len(set(done)) == len(done)
-    await replicated.restart(victim)

@@ -50,7 +50,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def reader(path: Path) -> Iterator[LedgerReader]:
-    made = LedgerReader.create(path, time.monotonic())
+    made = LedgerReader.create(path, time.monotonic(), 15.0)
     yield made
     made.close(remove=True)
     assert not path.exists()

@@ -597,8 +597,16 @@ def test_an_executor_that_has_ended_is_reaped_and_replaced_at_once_if_it_is_need
     assert cluster.plan().steps == [Step("s", reap=[key_of(bound)], bind=["n"])]
 
 
-def test_a_new_executor_waits_until_those_that_leave_are_gone() -> None:
+def test_a_task_that_comes_while_the_last_executor_leaves_gets_a_new_one_at_once() -> None:
     cluster = Cluster(node("n"))
+    cluster.open("s", demand=True)
+    leaving = cluster.bind("s", "n", leave=True)
+    cluster.report(leaving)
+    assert cluster.plan().steps == [Step("s", bind=["n"])]
+
+
+def test_a_new_executor_waits_for_its_place_until_those_that_leave_are_gone() -> None:
+    cluster = Cluster(node("n"), max_instances=1)
     cluster.open("s", demand=True)
     leaving = cluster.bind("s", "n", leave=True)
     cluster.report(leaving)

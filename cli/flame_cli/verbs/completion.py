@@ -6,8 +6,9 @@ from typing import Annotated, Final
 
 import typer
 
+from flame_cli.choices import Shell
 from flame_cli.options import examples
-from flame_cli.shells import Shell, script
+from flame_cli.shells import script
 
 PROGRAMS: Final = ("flmctl", "flmping", "flmexec")
 

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 
+from flame_cli.choices import SessionStateName
 from flame_cli.formats import Format, How
 from flame_cli.options import Endpoint, Output, check_one, endpoint_of, examples, field_names
-
-
-class SessionStateName(StrEnum):
-    """A state that sessions can be listed by; the same as `flame.SessionState`, which takes time to import."""
-
-    OPEN = "open"
-    CLOSING = "closing"
-    CLOSED = "closed"
-    FAILED = "failed"
 
 
 def add_to(app: typer.Typer) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 from flame_cli import errors
+from flame_cli.choices import Language
 from flame_cli.options import PROGRAM, Debug, Endpoint, Version, endpoint_of, examples
 
 ping_app = typer.Typer(name="flmping", **PROGRAM)  # type: ignore[arg-type]  # the same for all programs
@@ -23,13 +23,6 @@ Limit = Annotated[
     float,
     typer.Option("--timeout", metavar="SECONDS", min=0.1, help="Give up when no task ends for this long."),
 ]
-
-
-class Language(StrEnum):
-    """What a script is written in."""
-
-    SHELL = "shell"
-    PYTHON = "python"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -93,14 +86,15 @@ def flmping(
         "echo hello | flmexec -c 'tr a-z A-Z' -i -",
         "flmexec -t 100 -c 'hostname' | sort | uniq -c",
         end=(
-            "Exit status: that of the script, 128 and the signal's number if a signal ended it; with -t that of"
-            " the first run that failed. If no script could be run, standard error has a line that begins with"
-            " flmexec: error, and the status is 1 (refused or lost), 2 (wrong arguments or installation),"
-            " 3 (the cluster is not reachable) or 130 (interrupted)."
+            "Exit status: that of the script; 128 and the signal's number if a signal ended it; 124 if it took"
+            " longer than --timeout; with -t that of the first run that failed. If no script could be run,"
+            " standard error has a line that begins with flmexec: error, and the status is 1 (refused or lost),"
+            " 2 (wrong arguments or installation), 3 (the cluster is not reachable) or 130 (interrupted)."
         ),
     )
 )
 def flmexec(
+    *,
     code: Annotated[str, typer.Option("--code", "-c", metavar="CODE|@FILE", help="The script.")],
     language: Annotated[
         Language, typer.Option("--language", "-l", help="What it is written in.", case_sensitive=False)
@@ -108,6 +102,9 @@ def flmexec(
     text: Annotated[
         str, typer.Option("--input", "-i", metavar="TEXT|@FILE|-", help="Its standard input.", show_default=False)
     ] = "",
+    timeout: Annotated[
+        float | None, typer.Option("--timeout", metavar="SECONDS", min=0.001, help="End a run that takes longer.")
+    ] = None,
     times: Annotated[int, typer.Option("--times", "-t", metavar="N", min=1, help="Run it this often.")] = 1,
     endpoint: Endpoint = None,
     version: Version = False,  # noqa: ARG001 (its callback shows it)
@@ -128,5 +125,6 @@ def flmexec(
             code=read_bytes("--code", code).decode("utf-8", "surrogateescape"),
             input=read_bytes("--input", text),
             times=times,
+            limit_s=timeout,
         ),
     )

@@ -10,12 +10,13 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final
 
-from flame.scripts import RESULT_BYTES, Script, ScriptResult, note
+from flame.scripts import NOTE, RESULT_BYTES, Script, ScriptResult
 
-KEPT_BYTES: Final = RESULT_BYTES // 2
+KEPT_BYTES: Final = (RESULT_BYTES - 1024) // 2
 """Of each stream; of more, the beginning and the end."""
 REST_S: Final = 1.0
 """How long the output of an ended script is waited for: what left its group may hold it open for ever."""
@@ -56,13 +57,13 @@ class Collector(asyncio.Protocol):
             self.ended.set_result(None)
 
     def result(self) -> tuple[bytes, int]:
-        """Return what was kept, with a note where something is missing, and how much that is."""
+        """Return what was kept, with `NOTE` where something is missing, and how much that is."""
         tail = b"".join(self._tail)
         surplus = max(0, len(tail) - KEPT_BYTES // 2) if self._dropped else 0
         dropped = self._dropped + surplus
         if not dropped:
             return bytes(self._head) + tail, 0
-        return bytes(self._head) + note(dropped) + tail[surplus:], dropped
+        return bytes(self._head) + NOTE + tail[surplus:], dropped
 
 
 async def run_script(script: Script) -> ScriptResult:
@@ -78,15 +79,13 @@ async def _run(script: Script, folder: Path) -> ScriptResult:
     command = _write(script, folder)
     lifeline_end, lifeline = os.pipe()
     with os.fdopen(lifeline, "wb"), os.fdopen(lifeline_end, "rb") as end:
-        guard = subprocess.Popen(
-            _GUARD, stdin=end, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0, env={}
-        )
+        guard = _start(_GUARD, stdin=end, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0, env={})
         waiting: asyncio.Future[int] | None = None
         transports: list[asyncio.BaseTransport] = []
         try:
             outputs = [await _collect(transports) for _ in range(2)]
             with (folder / "input").open("rb") as stdin, outputs[0][1] as stdout, outputs[1][1] as stderr:
-                process = subprocess.Popen(
+                process = _start(
                     command,
                     stdin=stdin,
                     stdout=stdout,
@@ -115,6 +114,11 @@ async def _run(script: Script, folder: Path) -> ScriptResult:
             cut=cut_out + cut_err,
             timed_out=timed_out,
         )
+
+
+def _start(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start a process: that blocks for a millisecond, and asyncio's own way would wait for the end of its pipes."""
+    return subprocess.Popen(command, **options)
 
 
 def _write(script: Script, folder: Path) -> list[str]:

@@ -71,7 +71,7 @@ class LeaseKeeper:
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.unlink(missing_ok=True)
-            reader = LedgerReader.create(path, time.monotonic())
+            reader = LedgerReader.create(path, time.monotonic(), ack_wait_s)
         except (OSError, FlameError) as error:
             log.warning("no ledger could be made; the executor keeps its own leases", path=str(path), reason=str(error))
             return ""
@@ -149,12 +149,12 @@ class LeaseKeeper:
     async def _settle_leftover(self, reader: LedgerReader) -> None:
         now = time.monotonic()
         # The manager that kept it extended each lease at most this long before its own last sign.
-        kept_at = reader.manager_tick - defaults.LEASE_EXTENSION_S
+        kept_at = reader.manager_tick - defaults.extension_s(reader.ack_wait_s)
         for slot in reader.slots():
             try:
                 if slot.state == RUNNING:
                     await self._count_attempt(slot.task)
-                if now - max(slot.taken_at, kept_at) < defaults.ACK_WAIT_S * defaults.LEASE_CERTAIN:
+                if now - max(slot.taken_at, kept_at) < reader.ack_wait_s * defaults.LEASE_CERTAIN:
                     await self._broker.hand_back(slot.handle)
             except FlameError as error:
                 log.warning("a task of an earlier manager waits for its lease", task=slot.task, reason=str(error))

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from flame.config import SECURITY_VARIABLES
 from flame.errors import FlameError
 from flame.protocol.records import ApplicationSpec
 from flame.service import environment as names
 
-_KEPT: Final = ("HOME", "USER", "LANG", "LC_ALL", "TZ", "TMPDIR", "PYTHONPATH")
+_KEPT: Final = ("HOME", "USER", "LANG", "LC_ALL", "TZ", "TMPDIR", "PYTHONPATH", *SECURITY_VARIABLES)
 """Variables that an executor has from its manager, where the manager has them. Nothing else gets through."""
 _SYSTEM_PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 _LOG_SHIM: Final = "flame_services.builtin.log_shim"

@@ -80,8 +80,9 @@ class Carrier:
         record = session.record
         if record.state is not SessionState.OPEN:
             return
-        current = next((b for b in session.bindings.values() if not b.leave and b.epoch == record.epoch), None)
-        if current is None:
+        # One that is leaving will do: its consumer is there until the last of the epoch has left.
+        current = next((b for b in session.bindings.values() if b.epoch == record.epoch), None)
+        if current is None or session.epoch_over:
             most = self._view.most(session)
             fence = await self._open_epoch(session, most)
             record = session.record
@@ -128,6 +129,7 @@ class Carrier:
                     await self._broker.delete_consumer(stream, consumer.name)
             fence = (await self._broker.stream_state(stream)).last_sequence
             await self._broker.create_consumer(spec)
+        session.epoch_over = False
         return fence
 
     async def _let_leave(self, key: str) -> None:
@@ -140,6 +142,7 @@ class Carrier:
         """Give up the executors of lost nodes: after this they can't reach the session's tasks."""
         record = session.record
         stream = subjects.task_stream(record.application)
+        session.epoch_over = True
         await self._broker.delete_consumer(stream, subjects.consumer(record.id, record.epoch))
         for key, binding in list(session.bindings.items()):
             if lost(self._view, binding):

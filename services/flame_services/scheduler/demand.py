@@ -72,9 +72,13 @@ class Demand:
             await asyncio.wait(self._tasks, timeout=SECOND_LOOK_S)
 
     def review(self, session_id: str) -> None:
-        """Listen for a session that is open and has no executor; stop listening for any other."""
+        """Listen for a session that is open and has no executor that stays; stop listening for any other."""
         session = self._view.sessions.get(session_id)
-        unserved = session is not None and session.record.state is SessionState.OPEN and not session.bindings
+        unserved = (
+            session is not None
+            and session.record.state is SessionState.OPEN
+            and all(binding.leave for binding in session.bindings.values())
+        )
         if session is not None and unserved:
             if session_id not in self._listening and not session.demand:
                 self._listening[session_id] = _Listening(session.record.application)
@@ -137,7 +141,7 @@ class Demand:
             return
         self._stop_listening(session_id)
         session = self._view.sessions.get(session_id)
-        if session is not None and session.record.state is SessionState.OPEN and not session.bindings:
+        if session is not None and session.record.state is SessionState.OPEN:
             session.demand = True
             self._view.touch(session)
             self._on_demand()

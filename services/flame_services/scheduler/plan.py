@@ -98,8 +98,8 @@ def _look_at(view: View, session: Session, step: Step, now: float, result: Plan)
     )
     if len(staying) > wanted:
         step.leave = _superfluous(view, session, staying, len(staying) - wanted, now, result)
-    if len(staying) >= wanted or (len(serving) > len(staying) and not staying):
-        return 0  # all are leaving: their places, and perhaps their tasks, are not known to be free yet
+    if len(staying) >= wanted:
+        return 0
     if now < session.retry_at:
         result.look_again_at = min(result.look_again_at, session.retry_at)
         return 0

@@ -39,6 +39,8 @@ class Session:
     """After a failure: nothing is bound before."""
     crashes: int = 0
     """Executors lost in a row, for the back-off."""
+    epoch_over: bool = False
+    """Its consumer was deleted: the next executor begins a new epoch."""
     avoid: str = ""
     """The node where the last attempt failed."""
 
