@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from flame_cli import cluster
 from flame_cli.documents import Document, at, output_fields, text_of
+from flame_cli.errors import one_line
 from flame_cli.fields import block
 from flame_cli.formats import Format
 from flame_cli.listing import Kind
@@ -73,13 +74,15 @@ def took(started: float, finished: float) -> str:
 
 def preview(task: Task) -> str:
     """Return the beginning of what came of a task, in one line."""
-    if task.error is not None:
-        text: str | None = f"{task.error.type}: {task.error.message}" if task.error.type else task.error.message
-    else:
-        text = text_of(task.output)
+    text = text_of(task.output) if task.error is None else failure(task.error)
     if text is None:
         return f"({len(task.output)} bytes)"
     return clipped(" ".join(text[: 4 * PREVIEW].split()), PREVIEW) or "-"
+
+
+def failure(fault: TaskFault) -> str:
+    """Return why a task failed, in one line."""
+    return one_line(f"{fault.type}: {fault.message}" if fault.type else fault.message)
 
 
 def view_all(endpoint: str | None, session_id: str, form: Format, *, limit: int) -> None:
@@ -107,7 +110,7 @@ def view(endpoint: str | None, session_id: str, task_id: str, form: Format) -> N
         return
     for part in ("output", "output_base64"):
         del shown[part]
-    shown["error"] = preview(task) if task.error else None
+    shown["error"] = None if task.error is None else failure(task.error)
     shown["took"] = took(task.started, task.finished)
     print_document(shown, form)
     print_lines(_blocks(task, limit=LINES if on_terminal() else None))

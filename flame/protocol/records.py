@@ -194,6 +194,12 @@ class SessionOptions(Input):
     labels: Labels = Field(default_factory=dict)
     """What its creator calls it by; `list_sessions` finds it by them."""
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.min_instances is not None and self.max_instances is not None and self.min_instances > self.max_instances:
+            raise ValueError(f"min_instances {self.min_instances} is over max_instances {self.max_instances}")
+        return self
+
 
 class ApplicationRecord(Record):
     """An application as it is registered. Written by the control API."""

@@ -117,6 +117,12 @@ CASES = [
     Case("session closed by another", invoke_after_another_closed, flame.SessionNotOpen, "closed", 10),
     Case("negative priority", lambda c, _: c.create_session("flmping", priority=-1), flame.InvalidArgument, "priority"),
     Case(
+        "fewer at most than at least",
+        lambda c, _: c.create_session("flmping", min_instances=3, max_instances=2),
+        flame.InvalidArgument,
+        "min_instances 3 is over max_instances 2",
+    ),
+    Case(
         "resources that are none",
         lambda c, _: c.create_session("flmping", resources="cpu=lots"),
         flame.InvalidArgument,

@@ -36,8 +36,12 @@ class Replicated:
             await client.close()
 
     async def leader_of(self, stream: str) -> Server:
-        async with self._client() as jetstream:
-            return self.servers[(await jetstream.stream_info(stream)).cluster.leader]
+        async def led_by() -> str | None:
+            async with self._client() as jetstream:
+                name: str | None = (await jetstream.stream_info(stream)).cluster.leader
+                return name
+
+        return self.servers[await eventually(led_by, f"{stream} has a leader")]
 
     async def have_led(self, stream: str, server: Server) -> None:
         """Have a stream led by a certain server."""

@@ -112,7 +112,12 @@ async def test_an_update_is_for_executors_that_start_after_it(cluster: Cluster, 
 
     schema = {"type": "object", "properties": {"a": {"type": ["number", "null"], "minimum": 0.5}}}
     after = cluster.service(
-        "lab", description="repainted", image="painter:2", input_schema=schema, labels={"team": "blue"}, delay_release_s=0.1
+        "lab",
+        description="repainted",
+        image="painter:2",
+        input_schema=schema,
+        labels={"team": "blue"},
+        delay_release_s=0.1,
     )
     record = await connection.update_application("painter", after)
     assert record.updated >= record.created

@@ -108,7 +108,9 @@ MISTAKES = {
     "contexts:\n  - name:\n": r"line 2: contexts\[0\]\.name: expected a text",
     "contexts:\n  - name: a\n": r"line 2: contexts\[0\]\.cluster: missing",
     "contexts:\n  - name: a\n    cluster: {}": r"line 3: contexts\[0\]\.cluster\.endpoint: missing",
-    "contexts:\n  - name: a\n    cluster:\n      endpoint: h:1": r"line 4: contexts\[0\]\.cluster\.endpoint: endpoint 'h:1'",
+    "contexts:\n  - name: a\n    cluster:\n      endpoint: h:1": (
+        r"line 4: contexts\[0\]\.cluster\.endpoint: endpoint 'h:1'"
+    ),
     HEAD + "  - name: a\n    cluster: {}": r"line 5: contexts\[1\]\.name: there is a context 'a' already",
     HEAD + "  - name: b\n    cluster: {endpoint: nats://h:2}": "current-context: missing; expected one of a, b",
     "current-context: c\n" + HEAD: "line 1: current-context: 'c' is none of the contexts: a",

@@ -38,10 +38,15 @@ specs = made_of_fields(
     max_instances=st.integers(5, 10_000),
     min_instances=st.integers(0, 5),
 )
+options = made_of_fields(
+    SessionOptions,
+    max_instances=st.none() | st.integers(5, 10_000),
+    min_instances=st.none() | st.integers(0, 5),
+)
 names = {"application": application_names, "session": tokens, "node": tokens}
 RECORDS: dict[type[Record], st.SearchStrategy[Record]] = {
     ApplicationRecord: made_of_fields(ApplicationRecord, name=application_names, spec=specs),
-    SessionRecord: made_of_fields(SessionRecord, id=tokens, **names),
+    SessionRecord: made_of_fields(SessionRecord, id=tokens, options=options, **names),
     NodeRecord: made_of_fields(NodeRecord, name=tokens),
     BindingRecord: made_of_fields(BindingRecord, executor=tokens, **names),
     ExecutorRecord: made_of_fields(ExecutorRecord, id=tokens, **names),

@@ -82,8 +82,8 @@ T = TypeVar("T")
 
 _ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _MINT_ATTEMPTS: Final = 8
-_ANSWER_BYTES: Final = defaults.MAX_PAYLOAD_BYTES // 2
-"""Of results in one answer, at most."""
+_ANSWER_BYTES: Final = defaults.MAX_PAYLOAD_BYTES - 2 * defaults.INLINE_LIMIT_BYTES
+"""Of results in one answer, at most; the rest is for what says whose they are."""
 _FEW: Final = 4
 """Up to so many tasks are looked up one by one."""
 _FORCE_WAIT_S: Final = 8.0
@@ -382,10 +382,11 @@ class ControlApi:
         names, more = _page(finished | unfinished, request)
         items: list[TaskInfo] = []
         size = 0
-        for begin in range(0, len(names), 64):
-            if size >= _ANSWER_BYTES:
+        while names:
+            batch = _room(size)
+            if not batch:
                 return TaskPage(items=tuple(items), more=True)
-            some = names[begin : begin + 64]
+            some, names = names[:batch], names[batch:]
             records = await self._results(application, session, [name for name in some if name in finished])
             found = dict(zip([name for name in some if name in finished], records, strict=True))
             for name in some:
@@ -479,6 +480,11 @@ def _handler(
             return answer_error(InternalError(f"{verb.value}: {error!r}; the scheduler's log has the details"))
 
     return handle
+
+
+def _room(size: int) -> int:
+    """Return how many results are certain to fit into an answer that holds ``size`` bytes of them."""
+    return max(0, (_ANSWER_BYTES - size) // defaults.INLINE_LIMIT_BYTES)
 
 
 def _no_application(name: str) -> ApplicationNotFound:
