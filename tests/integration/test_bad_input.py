@@ -77,6 +77,11 @@ async def invoke_number(connection: flame.Connection, cluster: Cluster) -> None:
         await session.invoke(42)  # type: ignore[arg-type]  # that is the point
 
 
+async def list_no_tasks(connection: flame.Connection, cluster: Cluster) -> None:
+    async with await connection.create_session("flmping") as session:
+        await session.list_tasks(limit=0)
+
+
 async def invoke_large(connection: flame.Connection, cluster: Cluster) -> None:
     async with await connection.create_session("flmping") as session:
         await session.invoke(b"x" * 300_000)
@@ -103,6 +108,8 @@ def spec(command: str, *arguments: str) -> dict[str, Any]:
     return {"command": command, "arguments": list(arguments)}
 
 
+LOG = {"shim": "Log"}
+
 CASES = [
     Case("unknown application", lambda c, _: c.create_session("nope"), flame.ApplicationNotFound, "'nope'"),
     Case("illegal application name", lambda c, _: c.create_session("a.b"), flame.InvalidName, "'a.b'"),
@@ -128,6 +135,29 @@ CASES = [
         flame.InvalidArgument,
         "'lots' is no amount of cpu",
     ),
+    Case(
+        "an illegal label",
+        lambda c, _: c.create_session("flmping", labels={"a b": "c"}),
+        flame.InvalidArgument,
+        "'a b' is no key of a label",
+    ),
+    Case("labels that are none", lambda c, _: c.create_session("flmping", labels=["a"]), flame.InvalidArgument, "labels"),  # type: ignore[arg-type]
+    Case("an unknown state", lambda c, _: c.list_sessions(state="ended"), flame.InvalidArgument, "list_sessions: state"),
+    Case("a filter that can't be", lambda c, _: c.list_sessions(application="a b"), flame.InvalidName, "'a b'"),
+    Case("tasks of an unknown session", lambda c, _: c.list_tasks("nope"), flame.SessionNotFound, "nope"),
+    Case("a page without tasks", list_no_tasks, flame.InvalidArgument, "limit 0: expected a number from 1", 10),
+    Case("an unknown executor", lambda c, _: c.get_executor("nope"), flame.ExecutorNotFound, "nope"),
+    Case("an unknown node", lambda c, _: c.get_node("nope"), flame.NodeNotFound, "nope"),
+    Case("an illegal node", lambda c, _: c.list_executors(node="a.b"), flame.InvalidName, "'a.b'"),
+    Case("update what isn't there", lambda c, _: c.update_application("nope", LOG), flame.ApplicationNotFound, "nope"),
+    Case("an update without a command", lambda c, _: c.update_application("flmtest", {}), flame.InvalidArgument, "command"),
+    Case(
+        "a schema that is none",
+        lambda c, _: c.register_application("x", {"command": "a", "input_schema": ["string"]}),
+        flame.InvalidArgument,
+        "input_schema",
+    ),
+    Case("logs of nobody", lambda c, _: anext(c.read_logs()), flame.InvalidArgument, "a session, an executor or both"),
     Case("common data as text", lambda c, _: c.create_session("flmping", "text"), flame.InvalidArgument, "got str"),  # type: ignore[arg-type]
     Case("common data too large", lambda c, _: c.create_session("flmping", b"x" * 300_000), flame.PayloadTooLarge, "300000"),
     Case("input of a wrong type", invoke_number, flame.InvalidArgument, "got int", 10),

@@ -14,8 +14,11 @@ import pytest
 
 from flame import FlameService, SessionContext, TaskContext, TaskOutput
 from flame.errors import ConfigurationError, InvalidArgument
+from flame.protocol import defaults
 from flame.protocol.codec import VERSION, pack, unpack
 from flame.protocol.codes import ErrorCode
+from flame.protocol.messages import ResultRecord, TaskFault
+from flame.protocol.states import TaskState
 from flame.service.contexts import output_bytes
 from flame.service.executor import check_service
 from flame.service.handlers import Handlers, fault_of
@@ -333,6 +336,40 @@ async def test_a_very_long_text_loses_its_middle(service: type[Any], handlers_of
     assert fault.message.startswith("begin")
     assert fault.message.endswith("end")
     assert len(fault.message) + len(fault.traceback) < 40_000
+
+
+@BOTH
+async def test_the_details_of_an_exception_go_with_it(service: type[Any], handlers_of: HandlersOf) -> None:
+    fault = await _fault_of(handlers_of(service(lambda: with_details(b"\0details"))))
+    assert fault.details == b"\0details"
+    assert TaskFault.from_fields(unpack(pack({"v": VERSION, **fault.fields()}))) == fault
+    fault = await _fault_of(handlers_of(service(lambda: with_details(b"x" * 240_000))))
+    record = ResultRecord(TaskState.FAILED, error=fault, executor="x" * 64).encode()
+    assert 240_000 < len(record) <= defaults.INLINE_LIMIT_BYTES
+
+
+@BOTH
+async def test_details_that_are_too_many_or_none_are_left_out(service: type[Any], handlers_of: HandlersOf) -> None:
+    fault = await _fault_of(handlers_of(service(lambda: with_details(b"x" * 262_144))))
+    assert fault.details == b""
+    assert "its details of 262144 bytes are left out" in fault.message
+    for details in ("text", None, 1, b""):
+        fault = await _fault_of(handlers_of(service(lambda details=details: with_details(details))))
+        assert (fault.details, fault.message) == (b"", "no")
+
+    class Awkward(Exception):  # noqa: N818  # its name doesn't matter
+        @property
+        def details(self) -> bytes:
+            raise RuntimeError("not even that")
+
+    fault = await _fault_of(handlers_of(service(lambda: Awkward("no"))))
+    assert (fault.details, fault.message) == (b"", "no")
+
+
+def with_details(details: object) -> BaseException:
+    error = ValueError("no")
+    error.details = details  # type: ignore[attr-defined]  # as a service may
+    return error
 
 
 @BOTH

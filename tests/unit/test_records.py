@@ -145,6 +145,13 @@ WRONG_SPECS: dict[str, tuple[object, str]] = {
     "a NUL in a command": ({"command": "x\0y"}, ".*NUL"),
     "a NUL in an argument": ({"command": "x", "arguments": ["a\0"]}, ".*NUL"),
     "a NUL in a variable": ({"command": "x", "environments": {"A": "\0"}}, ".*NUL"),
+    "a schema as text": ({"command": "x", "input_schema": "{}"}, "input_schema: .*dictionary"),
+    "a schema that is none of JSON": ({"command": "x", "output_schema": {"a": {1: 2}}}, "output_schema: .*JSON object"),
+    "a schema with an endless number": ({"command": "x", "input_schema": {"a": math.inf}}, "input_schema: .*JSON object"),
+    "a schema with an object of Python": ({"command": "x", "input_schema": {"a": {1, 2}}}, "input_schema: .*JSON object"),
+    "a schema with half a character": ({"command": "x", "input_schema": {"a": "\udce9"}}, "input_schema: .*JSON object"),
+    "a schema with a huge number": ({"command": "x", "input_schema": {"a": 2**70}}, "input_schema: .*JSON object"),
+    "a schema that is too large": ({"command": "x", "common_data_schema": {"a": "x" * 70_000}}, "common_data_schema: .*65536"),
 }
 
 
@@ -175,6 +182,13 @@ WRONG_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "less than no gpu": ({"resources": [1.0, 0, -1]}, "resources"),
     "a cpu that is no number": ({"resources": [math.nan, 0, 0]}, "resources"),
     "an endless cpu": ({"resources": [math.inf, 0, 0]}, "resources"),
+    "a label without a key": ({"labels": {"": "x"}}, "labels: key '' is no key of a label"),
+    "a label with a blank": ({"labels": {"a b": "x"}}, "labels: key 'a b' is no key of a label: expected 1 to 63"),
+    "a label with a strange value": ({"labels": {"a": "é"}}, "labels: value 'é' is no value of a label: expected 0 to 63"),
+    "a label with a line break": ({"labels": {"a": "b\n"}}, "labels: value"),
+    "a long label": ({"labels": {"a" * 64: ""}}, "labels: key"),
+    "a number for a label": ({"labels": {"a": 1}}, "labels.a: .*string"),
+    "too many labels": ({"labels": {str(n): "" for n in range(33)}}, "labels: expected at most 32 labels, got 33"),
 }
 
 
@@ -183,6 +197,11 @@ def test_wrong_options_of_a_session_are_refused_by_name(case: str) -> None:
     fields, text = WRONG_OPTIONS[case]
     with pytest.raises(InvalidArgument, match=text):
         SessionOptions.check("session", fields)
+
+
+def test_labels_may_be_empty_and_have_a_prefix() -> None:
+    labels = {"example.com/team_1": "", "a" * 63: "b" * 63}
+    assert SessionOptions.check("session", {"labels": labels}).labels == labels
 
 
 def test_resources_may_be_written_as_text() -> None:
