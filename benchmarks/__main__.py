@@ -35,7 +35,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, job in JOBS.items():
             print(f"{name:15} {job.summary}")
         return 0
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with (
         tempfile.TemporaryDirectory(prefix="flame-bench-", dir=given.work_dir, ignore_cleanup_errors=True) as work,
         Lifetime() as lifetime,
@@ -45,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         stage = Stage(Path(work), scale, lifetime, _progress, given.peers_python)
         try:
             uvloop.run(_run(stage, given.only or list(JOBS), results))
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, asyncio.CancelledError):
             print("interrupted: nothing was written", file=sys.stderr)
             return 130
     _write(results, given.out, given.json)
@@ -72,6 +71,9 @@ def _parser() -> argparse.ArgumentParser:
 
 async def _run(stage: Stage, names: list[str], results: Results) -> None:
     """Run benchmarks one after the other; one that doesn't work does not stop the others."""
+    this = asyncio.current_task()
+    assert this is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)  # as uvloop.run does for Ctrl-C
     for name in names:
         _progress(f"== {name}: {JOBS[name].summary}")
         begin = time.monotonic()

@@ -54,7 +54,8 @@ Endpoint = Annotated[
     str | None,
     typer.Option(
         metavar="URL",
-        help="Where the cluster is: nats://HOST:PORT[,…]. Otherwise FLAME_ENDPOINT, or nats://127.0.0.1:4222.",
+        help="Where the cluster is: nats://HOST:PORT[,…]. Otherwise FLAME_ENDPOINT, the current context of"
+        " ~/.flame/flame.yaml (or FLAME_CONFIG), or nats://127.0.0.1:4222.",
     ),
 ]
 Version = Annotated[bool, typer.Option("--version", help="Show the version.", is_eager=True, callback=_show_version)]

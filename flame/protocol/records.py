@@ -196,7 +196,11 @@ class SessionOptions(Input):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.min_instances is not None and self.max_instances is not None and self.min_instances > self.max_instances:
+        if (
+            self.min_instances is not None
+            and self.max_instances is not None
+            and self.min_instances > self.max_instances
+        ):
             raise ValueError(f"min_instances {self.min_instances} is over max_instances {self.max_instances}")
         return self
 

@@ -141,8 +141,12 @@ CASES = [
         flame.InvalidArgument,
         "'a b' is no key of a label",
     ),
-    Case("labels that are none", lambda c, _: c.create_session("flmping", labels=["a"]), flame.InvalidArgument, "labels"),  # type: ignore[arg-type]
-    Case("an unknown state", lambda c, _: c.list_sessions(state="ended"), flame.InvalidArgument, "list_sessions: state"),
+    Case(
+        "labels that are none", lambda c, _: c.create_session("flmping", labels=["a"]), flame.InvalidArgument, "labels"
+    ),  # type: ignore[arg-type]
+    Case(
+        "an unknown state", lambda c, _: c.list_sessions(state="ended"), flame.InvalidArgument, "list_sessions: state"
+    ),
     Case("a filter that can't be", lambda c, _: c.list_sessions(application="a b"), flame.InvalidName, "'a b'"),
     Case("tasks of an unknown session", lambda c, _: c.list_tasks("nope"), flame.SessionNotFound, "nope"),
     Case("a page without tasks", list_no_tasks, flame.InvalidArgument, "limit 0: expected a number from 1", 10),
@@ -150,7 +154,12 @@ CASES = [
     Case("an unknown node", lambda c, _: c.get_node("nope"), flame.NodeNotFound, "nope"),
     Case("an illegal node", lambda c, _: c.list_executors(node="a.b"), flame.InvalidName, "'a.b'"),
     Case("update what isn't there", lambda c, _: c.update_application("nope", LOG), flame.ApplicationNotFound, "nope"),
-    Case("an update without a command", lambda c, _: c.update_application("flmtest", {}), flame.InvalidArgument, "command"),
+    Case(
+        "an update without a command",
+        lambda c, _: c.update_application("flmtest", {}),
+        flame.InvalidArgument,
+        "command",
+    ),
     Case(
         "a schema that is none",
         lambda c, _: c.register_application("x", {"command": "a", "input_schema": ["string"]}),
@@ -159,12 +168,19 @@ CASES = [
     ),
     Case("logs of nobody", lambda c, _: anext(c.read_logs()), flame.InvalidArgument, "a session, an executor or both"),
     Case("common data as text", lambda c, _: c.create_session("flmping", "text"), flame.InvalidArgument, "got str"),  # type: ignore[arg-type]
-    Case("common data too large", lambda c, _: c.create_session("flmping", b"x" * 300_000), flame.PayloadTooLarge, "300000"),
+    Case(
+        "common data too large",
+        lambda c, _: c.create_session("flmping", b"x" * 300_000),
+        flame.PayloadTooLarge,
+        "300000",
+    ),
     Case("input of a wrong type", invoke_number, flame.InvalidArgument, "got int", 10),
     Case("input too large", invoke_large, flame.PayloadTooLarge, "300000 bytes", 10),
     Case("output too large", too_large_output, flame.TaskFailed, "300000 bytes", 20),
     Case("output of a wrong type", wrong_output, flame.TaskFailed, "returned int", 20),
-    Case("unregister what isn't there", lambda c, _: c.unregister_application("nope"), flame.ApplicationNotFound, "nope"),
+    Case(
+        "unregister what isn't there", lambda c, _: c.unregister_application("nope"), flame.ApplicationNotFound, "nope"
+    ),
     Case("unregister what is in use", unregister_in_use, flame.ApplicationInUse, "used", 5),
     Case("register twice", register_twice, flame.ApplicationExists, "twice", 5),
     Case("no command", lambda c, _: c.register_application("x", {}), flame.InvalidArgument, "command: missing"),
@@ -214,7 +230,10 @@ CASES = [
     Case("not a NATS server", connect_to_something_else, flame.BrokerUnavailable, "127.0.0.1", 6),
     Case("a server that says nothing", connect_to_silence, flame.BrokerUnavailable, "127.0.0.1", 3),
     Case(
-        "a service run by hand", lambda _c, _: flame.run(flame.FlameService()), flame.ConfigurationError, "flmctl register"
+        "a service run by hand",
+        lambda _c, _: flame.run(flame.FlameService()),
+        flame.ConfigurationError,
+        "flmctl register",
     ),
     Case("a class for an instance", lambda _c, _: flame.run(flame.FlameService), flame.ConfigurationError, "instance"),
     Case("no service at all", lambda _c, _: flame.run(object()), flame.ConfigurationError, "on_task_invoke"),

@@ -211,9 +211,7 @@ class TestRunning:
         assert capfd.readouterr() == ("", "")
 
     @pytest.mark.parametrize("sync_interval", ["always", "10s"])
-    async def test_the_sync_interval_can_be_chosen(
-        self, config: EmbeddedBrokerConfig, sync_interval: str
-    ) -> None:
+    async def test_the_sync_interval_can_be_chosen(self, config: EmbeddedBrokerConfig, sync_interval: str) -> None:
         async with EmbeddedBroker(replace(config, sync_interval=sync_interval)):
             assert f'sync_interval: "{sync_interval}"' in (config.data_dir / "nats-server.conf").read_text()
 
@@ -230,13 +228,9 @@ class TestRunning:
     async def test_streams_may_reserve_more_than_the_disk_has_free(self, broker: EmbeddedBroker) -> None:
         async with client_of(broker) as client:
             for number in range(64):
-                await client.jetstream().add_stream(
-                    name=f"S{number}", subjects=[f"s{number}"], max_bytes=8 * 1024**3
-                )
+                await client.jetstream().add_stream(name=f"S{number}", subjects=[f"s{number}"], max_bytes=8 * 1024**3)
 
-    async def test_a_wildcard_address_is_reached_on_the_loopback_interface(
-        self, config: EmbeddedBrokerConfig
-    ) -> None:
+    async def test_a_wildcard_address_is_reached_on_the_loopback_interface(self, config: EmbeddedBrokerConfig) -> None:
         async with EmbeddedBroker(replace(config, host="0.0.0.0")) as broker, client_of(broker):
             assert broker.endpoint == f"nats://127.0.0.1:{broker.port}"
 
@@ -324,9 +318,7 @@ class TestStopping:
             await task
         assert gone(*pids)
 
-    async def test_a_cancelled_start_leaves_no_process_and_no_lock(
-        self, config: EmbeddedBrokerConfig
-    ) -> None:
+    async def test_a_cancelled_start_leaves_no_process_and_no_lock(self, config: EmbeddedBrokerConfig) -> None:
         broker = EmbeddedBroker(config)
         starting = asyncio.create_task(broker.start())
         await asyncio.sleep(0)
@@ -338,9 +330,7 @@ class TestStopping:
         async with EmbeddedBroker(config):
             pass
 
-    async def test_a_broker_that_is_stopped_while_it_starts_ends_at_once(
-        self, config: EmbeddedBrokerConfig
-    ) -> None:
+    async def test_a_broker_that_is_stopped_while_it_starts_ends_at_once(self, config: EmbeddedBrokerConfig) -> None:
         broker = EmbeddedBroker(config)
         starting = asyncio.create_task(broker.start())
         await asyncio.sleep(0)
@@ -415,9 +405,7 @@ class TestKilled:
         await until(lambda: gone(pid, guard_pid), "the end of server and guard")
 
     @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the owner's watch ends it, not the kernel")
-    async def test_a_killed_guard_takes_the_server_along_though_nobody_watches(
-        self, broker: EmbeddedBroker
-    ) -> None:
+    async def test_a_killed_guard_takes_the_server_along_though_nobody_watches(self, broker: EmbeddedBroker) -> None:
         pid, guard_pid = pids_of(broker)
         os.kill(guard_pid, signal.SIGKILL)
         await until(lambda: gone(pid), "the end of the server")
@@ -440,9 +428,7 @@ class TestKilled:
         assert statuses == [-signal.SIGKILL] * 3
         assert gone(guard_pid)
 
-    async def test_a_broker_whose_server_was_killed_can_be_started_again(
-        self, broker: EmbeddedBroker
-    ) -> None:
+    async def test_a_broker_whose_server_was_killed_can_be_started_again(self, broker: EmbeddedBroker) -> None:
         endpoint = broker.endpoint
         os.kill(broker.pid, signal.SIGKILL)
         await asyncio.wait_for(broker.wait(), LIMIT_S)
@@ -451,9 +437,7 @@ class TestKilled:
         async with client_of(broker):
             pass
 
-    async def test_ctrl_c_in_the_owners_terminal_does_not_reach_the_server(
-        self, broker: EmbeddedBroker
-    ) -> None:
+    async def test_ctrl_c_in_the_owners_terminal_does_not_reach_the_server(self, broker: EmbeddedBroker) -> None:
         assert {os.getsid(pid) for pid in pids_of(broker)} == {broker.guard_pid}
 
 
@@ -513,9 +497,7 @@ class TestConflicts:
         with pytest.raises(ConfigurationError, match=f"data folder {tmp_path} can't be used"):
             asyncio.run(EmbeddedBroker(EmbeddedBrokerConfig(data_dir=tmp_path)).start())
 
-    async def test_a_store_that_can_not_be_opened_shows_the_servers_log(
-        self, config: EmbeddedBrokerConfig
-    ) -> None:
+    async def test_a_store_that_can_not_be_opened_shows_the_servers_log(self, config: EmbeddedBrokerConfig) -> None:
         config.data_dir.mkdir()
         (config.data_dir / "jetstream").touch()
         with pytest.raises(BrokerStartFailed, match="ended with status 1") as caught:
@@ -548,9 +530,7 @@ class TestConflicts:
         ],
         ids=lambda wrong: "=".join(map(str, *wrong.items())),
     )
-    def test_a_setting_out_of_range_is_named(
-        self, wrong: dict[str, Any], config: EmbeddedBrokerConfig
-    ) -> None:
+    def test_a_setting_out_of_range_is_named(self, wrong: dict[str, Any], config: EmbeddedBrokerConfig) -> None:
         (name,) = wrong
         with pytest.raises(ConfigurationError, match=f"embedded broker: {name} must be .*, got "):
             replace(config, **wrong)

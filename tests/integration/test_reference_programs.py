@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import time
@@ -58,6 +59,10 @@ async def agent(cluster: Cluster, connection: flame.Connection, model: str) -> s
 async def test_the_client_prints_an_answer_and_ends_at_once_and_in_silence(
     cluster: Cluster, agent: str, model: str, options: tuple[str, ...]
 ) -> None:
+    await asyncio.to_thread(run_client, cluster, model, options)
+
+
+def run_client(cluster: Cluster, model: str, options: tuple[str, ...]) -> None:
     before = tokens_written(model)
     client = subprocess.Popen(
         [sys.executable, "-u", *options, str(EXAMPLE / "client.py")],

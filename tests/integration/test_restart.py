@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flame.protocol.states import TaskState
-from tests.support.cluster import Cluster, eventually, processes_of
+from tests.support.cluster import Cluster, eventually, executors_of, kill, processes_of
 
 
 def end(process: subprocess.Popen[bytes], how: str) -> None:
@@ -27,7 +27,10 @@ async def test_a_cluster_that_is_started_again_goes_on_where_it_was(how: str, tm
             await connection.register_application("tally", cluster.service("tally", max_instances=1))
             session = await connection.create_session("tally", str(tmp_path / "runs").encode())
             finished = await session.invoke("7", timeout_s=20)
+            (executor,) = await executors_of(connection, session.id)
             await asyncio.to_thread(end, cluster.managers["node1"], how)
+            if how == "killed":
+                kill(executor.pid)  # it would go on without its manager
             waiting = [await session.create_task(str(number)) for number in range(10, 15)]
         if how == "killed":
             assert cluster.scheduler is not None
@@ -48,8 +51,6 @@ async def test_a_cluster_that_is_started_again_goes_on_where_it_was(how: str, tm
             await eventually(all_ran, "the tasks that waited have run", 40)
             assert (await session.invoke("3", timeout_s=20)).output == b"9"
             await session.close(timeout_s=20)
-            counts = await connection.get_session(session.id)
-            assert counts.succeeded == 7
     finally:
         await cluster.stop()
     assert sorted((tmp_path / "runs").read_text().split(), key=int) == ["3", "7", "10", "11", "12", "13", "14"]

@@ -85,9 +85,7 @@ async def test_a_service_that_raises_fails_that_task_only(connection: flame.Conn
         assert json.loads((await session.invoke(call("echo", "next"))).output) == "next"
 
 
-async def test_create_task_returns_once_stored_and_can_be_awaited_later(
-    connection: flame.Connection, lab: str
-) -> None:
+async def test_create_task_returns_once_stored_and_can_be_awaited_later(connection: flame.Connection, lab: str) -> None:
     async with await connection.create_session(lab) as session:
         handles = [await session.create_task(call("echo", number)) for number in range(20)]
         assert [json.loads((await handle).output) for handle in handles] == list(range(20))
@@ -226,11 +224,16 @@ async def test_the_context_manager_waits_for_tasks_and_closes_at_once_on_an_exce
     assert (await handle).state is flame.TaskState.SUCCEED
     assert session.state is flame.SessionState.CLOSED
 
-    with pytest.raises(KeyError):
+    handles: list[flame.TaskHandle] = []
+
+    async def change_mind() -> None:
         async with await connection.create_session(lab, max_instances=1) as session:
             await who(session)
-            handles = [await session.create_task(call("sleep", 0.3)) for _ in range(50)]
+            handles.extend([await session.create_task(call("sleep", 0.3)) for _ in range(50)])
             raise KeyError("changed my mind")
+
+    with pytest.raises(KeyError):
+        await change_mind()
     states = [handle.task.state for handle in handles]
     assert states.count(flame.TaskState.CANCELLED) >= 45
 

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,10 @@ import psutil
 import pytest
 
 import flame
-from flame.protocol import subjects
-from flame.protocol.messages import LogChunk
+from flame.protocol import topology
 from flame.protocol.records import ExecutorRecord
 from flame.protocol.states import ExecutorState
-from tests.integration.test_executor_manager import Control, control, left_of  # noqa: F401 (a fixture)
+from tests.integration.test_executor_manager import APP, Control, control, left_of  # noqa: F401 (a fixture)
 from tests.support.cluster import SERVICES, Cluster, alive, eventually, executors_of, kill
 
 MANAGER_OPTIONS = ("--template-idle-s", "2", "--cpu", "1000", "--memory", "1000g")
@@ -147,10 +147,10 @@ class TestAForkedExecutor:
             executor = await executor_of(connection, session)
             await session.close()
             async with contextlib.aclosing(connection.read_logs(executor=executor.id, follow=True)) as lines:
-                written[name] = sorted(line.text async for line in lines)
+                written[name] = sorted([line.text async for line in lines])
         # What was written while the service was loaded belongs to whoever it was loaded for.
         assert written == {
-            "first": ["first speaks", "loading", "no end of linefirst speaks"],
+            "first": ["first speaks", "first speaks", "loading"],
             "second": ["second speaks", "second speaks"],
         }
 
@@ -168,7 +168,7 @@ class TestAForkedExecutor:
     async def test_whose_renewal_fails_has_not_entered(self, connection: flame.Connection, register: Any) -> None:
         app = await register("renews", "fails to renew", session_retry_limit=1)
         session = await connection.create_session(app)
-        with pytest.raises(flame.SessionFailed, match="no new identity"):
+        with pytest.raises(flame.TaskFailed, match="RuntimeError: no new identity"):
             await ask(session, "who")
 
     async def test_gets_common_data_that_fits_in_no_order(self, connection: flame.Connection, register: Any) -> None:
@@ -221,7 +221,7 @@ class TestAServiceThatCanNotBeForked:
     async def test_since_it_can_not_even_be_loaded(self, connection: flame.Connection, register: Any) -> None:
         app = await register("broken", "is broken", session_retry_limit=2)
         session = await connection.create_session(app)
-        with pytest.raises(flame.SessionFailed, match="this can't be loaded"):
+        with pytest.raises(flame.TaskFailed, match="this can't be loaded"):
             await ask(session, "who")
 
 
@@ -238,9 +238,7 @@ class TestSessionsThatComeWhileATemplateStarts:
 
 
 class TestATemplate:
-    async def test_that_is_killed_leaves_its_executors_alone(
-        self, connection: flame.Connection, register: Any
-    ) -> None:
+    async def test_that_is_killed_leaves_its_executors_alone(self, connection: flame.Connection, register: Any) -> None:
         app = await register("dies")
         old = await connection.create_session(app)
         before = await ask(old, "who")
@@ -405,9 +403,127 @@ class TestManyForks:
         assert manager.memory_info().rss - memory[1] < 8 * 1024**2
 
 
-class TestWithoutAScheduler:
-    """What can't be seen through a client."""
+def nursery(mode: str = "") -> dict[str, Any]:
+    """Return the fields of an application for `Control`."""
+    return {"mode": mode, "command": sys.executable, "arguments": (str(SERVICES / "nursery.py"),)}
 
-    async def serve(self, control: Control, executor: str, mode: str = "") -> ExecutorRecord:  # noqa: F811
-        await control.application(mode, command=os.sys.executable, arguments=(str(SERVICES / "nursery.py"),))
-        ...
+
+async def serve(control: Control, executor: str, mode: str = "") -> ExecutorRecord:  # noqa: F811
+    """Bind an executor of a session of its own, and return its record when it takes tasks."""
+    session = f"session-{executor}"
+    await control.session(session)
+    await control.broker.create_consumer(topology.session_consumer(APP, session, 1, 8))
+    await control.bind(executor, session)
+    return await control.reaches(ExecutorState.BOUND, executor)
+
+
+class TestWhatAClientDoesNotSee:
+    async def test_a_killed_executor_ends_for_a_reason(self, control: Control) -> None:  # noqa: F811
+        await control.manager()
+        await control.application(**nursery())
+        record = await serve(control, "e1")
+        assert record.started == FORKED
+        template = psutil.Process(record.pid).ppid()
+        kill(record.pid)
+        record = await control.released("e1", limit_s=5)
+        assert (record.reason, record.clean) == ("killed by signal SIGKILL while bound", False)
+        assert alive(template)
+        assert psutil.Process(template).children() == []
+
+    async def test_a_forked_executor_leaves_in_order(self, control: Control) -> None:  # noqa: F811
+        await control.manager()
+        await control.application(**nursery())
+        await serve(control, "e1")
+        await control.bind("e1", "session-e1", leave=True)
+        record = await control.released("e1", limit_s=5)
+        assert (record.reason, record.clean, record.entered) == ("", True, True)
+
+    async def test_a_template_that_does_not_answer_is_ended(
+        self,
+        control: Control,  # noqa: F811
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr("flame_services.executor_manager.template.FORK_S", 0.5)
+        await control.manager()
+        await control.application(**nursery())
+        first = await serve(control, "e1")
+        template = psutil.Process(first.pid).ppid()
+        os.kill(template, signal.SIGSTOP)
+        second = await serve(control, "e2")
+        assert second.started == "fresh: the template did not answer within 0.5 s"
+        await eventually(lambda: not alive(template), "the template was ended")
+        assert alive(first.pid)
+
+    async def test_an_executor_whose_template_tells_nothing_is_given_up(self, control: Control) -> None:  # noqa: F811
+        await control.manager()
+        await control.application(**nursery())
+        record = await serve(control, "e1")
+        os.kill(psutil.Process(record.pid).ppid(), signal.SIGSTOP)
+        kill(record.pid)
+        record = await control.released("e1", limit_s=5)
+        assert record.reason == "ended while bound; how is not known, its template being gone"
+
+    async def test_a_template_that_is_not_ready_in_time(self, control: Control) -> None:  # noqa: F811
+        await control.manager(ready_timeout_s=0.5)
+        await control.application(**nursery("takes its time"))
+        for executor in ("e1", "e2"):
+            session = f"session-{executor}"
+            await control.session(session)
+            await control.bind(executor, session)
+        for executor in ("e1", "e2"):
+            record = await control.released(executor, limit_s=8)
+            assert record.reason.startswith("not ready within 0.5 s")
+
+    async def test_a_stop_leaves_nothing(self, control: Control) -> None:  # noqa: F811
+        manager = await control.manager()
+        await control.application(**nursery())
+        record = await serve(control, "e1")
+        assert record.started == FORKED
+        await manager.stop()
+        assert left_of(control.endpoint) == []
+        assert list((control.folder / "node" / "templates").glob("*.*")) == [
+            control.folder / "node" / "templates" / f"{APP}.log"
+        ]
+
+    async def test_the_end_of_the_cluster_is_a_templates_end(self, control: Control) -> None:  # noqa: F811
+        lifetime, owner = os.pipe()
+        try:
+            async with control.program("--lifetime-fd", str(lifetime), pass_fds=(lifetime,)) as program:
+                await control.application(**nursery())
+                record = await serve(control, "e1")
+                template = psutil.Process(record.pid).ppid()
+                program.kill()
+                await asyncio.to_thread(program.wait)
+        finally:
+            os.close(lifetime)
+        assert alive(record.pid)
+        assert alive(template)
+        os.close(owner)
+        await eventually(lambda: left_of(control.endpoint) == [], "template and executor have ended")
+
+    async def test_a_managers_successor_ends_template_and_executors(self, control: Control) -> None:  # noqa: F811
+        async with control.program() as program:
+            await control.application(**nursery())
+            record = await serve(control, "e1")
+            template = psutil.Process(record.pid).ppid()
+            program.kill()
+            await asyncio.to_thread(program.wait)
+        await control.manager()
+        assert not alive(template)
+        assert not alive(record.pid)
+        found = await control.record("e1")
+        assert found is not None
+        assert found.reason == "the executor manager was restarted"
+        await serve(control, "e2")
+
+    async def test_orphans_of_a_service_are_asked_for_their_status(self, control: Control) -> None:  # noqa: F811
+        async with control.program() as program:
+            await control.application("has children")
+            await control.session()
+            await control.bind()
+            record = await control.reaches(ExecutorState.BOUND)
+            [[child]] = control.notes("child")
+            kill(record.pid)
+            await control.released()
+            await eventually(lambda: not psutil.pid_exists(child), "the child is no zombie")
+            assert psutil.Process(program.pid).children() == []

@@ -32,7 +32,8 @@ class Lab(flame.FlameService):
         assert self.context is not None
         verb, *arguments = json.loads(context.input)
         self.seen.append(context.task_id)
-        return await getattr(self, f"do_{verb}")(context, *arguments)
+        output: flame.TaskOutput | bytes | str | None = await getattr(self, f"do_{verb}")(context, *arguments)
+        return output
 
     async def do_echo(self, context: flame.TaskContext, value: Any) -> str:
         return json.dumps(value)

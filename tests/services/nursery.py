@@ -54,7 +54,7 @@ class Nursery(flame.FlameService):
             "group": os.getpgrp(),
             "loaded_in": LOADED_IN,
             "forked_in": self.forked_in,
-            "folder": os.getcwd(),
+            "folder": str(Path.cwd()),
             "executor": os.environ["FLAME_EXECUTOR"],
             "template": os.environ.get("FLAME_TEMPLATE"),
             "set_while_loading": os.environ.get("SET_WHILE_LOADING"),
@@ -75,8 +75,8 @@ class Nursery(flame.FlameService):
         return self.value
 
     def do_print(self, text: str) -> None:
-        print(text)
-        print(text, file=sys.stderr)
+        for stream in (sys.stdout, sys.stderr):
+            stream.write(f"{text}\n")
 
     def do_block(self, seconds: float) -> None:
         time.sleep(seconds)
@@ -89,14 +89,13 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    print("loading")
-    sys.stdout.write("no end of line")
+    sys.stdout.write("loading\n")
     if MODE == "starts a thread":
         threading.Thread(target=time.sleep, args=(3600,), name="ticker", daemon=True).start()
     if MODE == "listens":
         kept.append(socket.create_server(("127.0.0.1", 0)))
     if MODE == "imports numpy":
-        import numpy  # noqa: F401, ICN001
+        import numpy  # type: ignore[import-not-found]  # noqa: F401
     if MODE == "takes its time":
         time.sleep(1)
     if MODE == "is broken":

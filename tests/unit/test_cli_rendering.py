@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flame.errors import BrokerUnavailable, ConfigurationError, FlameError, InvalidArgument, SessionNotFound
 from flame.protocol.api import NodeInfo, SessionInfo
@@ -15,6 +17,7 @@ from flame.protocol.records import ApplicationRecord, ApplicationSpec, ExecutorR
 from flame.protocol.states import ExecutorState, NodeState, SessionState
 from flame_cli import applications, executors, nodes, sessions
 from flame_cli.errors import CommandFailed, ExitCode, report
+from flame_cli.expansion import expand
 from flame_cli.ping import PingOptions, Tally, percentile, summary
 from flame_cli.rendering import Column, amount_of_bytes, clock, state, table, visible
 from flame_cli.yaml_spec import read_applications
@@ -144,13 +147,13 @@ def test_rows_have_as_many_cells_as_their_table_has_columns() -> None:
     )
     info = SessionInfo(session=session, pending=1, running=2, succeeded=3, failed=4)
     rows = {
-        "flmtest Log Enabled 2023-11-14 -": (applications.COLUMNS, applications._row(application)),
+        "flmtest Log Enabled 2023-11-14 -": (applications.COLUMNS, applications.row(application)),
         "flmtest-1N1sIX Closing flmtest cpu=0.1,mem=128m,gpu=0 0 1 2 3 4 2023-11-14": (
             sessions.COLUMNS,
-            sessions._row(info),
+            sessions.row(info),
         ),
-        "e1 Bound flmtest-1N1sIX n1": (executors.COLUMNS, executors._row(executor)),
-        "n1 n1.example NotReady 2 8g x86_64 Linux": (nodes.COLUMNS, nodes._row(node)),
+        "e1 Bound flmtest-1N1sIX n1": (executors.COLUMNS, executors.row(executor)),
+        "n1 n1.example NotReady 2 8g x86_64 Linux": (nodes.COLUMNS, nodes.row(node)),
     }
     for text, (columns, row) in rows.items():
         assert table(columns, [row]).lines[1].split() == text.split()
@@ -179,8 +182,12 @@ spec:
 """
 
 
+VARIABLES = {"HOME": "/home/me", "EMPTY": "", "KEY": "sk-123"}
+
+
 def read(text: str, folder: Path = Path("/apps")) -> dict[str, ApplicationSpec]:
-    return {found.name: found.spec for found in read_applications(text, source="agent.yaml", folder=folder)}
+    found = read_applications(text, source="agent.yaml", folder=folder, variables=VARIABLES)
+    return {application.name: application.spec for application in found}
 
 
 def test_the_reference_file_is_read_as_it_is_written() -> None:
@@ -207,8 +214,13 @@ def spec(lines: str, name: str = "a") -> str:
 def test_every_field_of_the_specification_can_be_given() -> None:
     text = spec(
         "shim: Nats\narguments: [x]\nenvironments: {A: b}\nworking_directory: /w\ndescription: d\nlabels: {k: v}\n"
-        "max_instances: 4\nmin_instances: 1\ndelay_release: 2.5\nconcurrency: 3\nsession_retry_limit: 2"
+        "url: https://example.com/d.tar\nimage: d:1\noutput_schema: {}\ncommon_data_schema:\n"
+        "input_schema: {type: object, required: [city], maxProperties: 3, nullable: false, default: ~, big: 1.5}\n"
+        "max_instances: 4\nmin_instances: 1\ndelay_release: 2.5\nconcurrency: 3\nsession_retry_limit: 2\n"
+        "fresh_process: yes\nwarm_instances: 2"
     )
+    fields = {line.split(":")[0] for line in text.splitlines()[2:]} | {"delay_release_s"}
+    assert {name.strip() for name in fields} >= set(ApplicationSpec.model_fields)
     assert read(text)["a"] == ApplicationSpec(
         command="c",
         arguments=("x",),
@@ -216,6 +228,18 @@ def test_every_field_of_the_specification_can_be_given() -> None:
         working_directory="/w",
         description="d",
         labels={"k": "v"},
+        url="https://example.com/d.tar",
+        image="d:1",
+        input_schema={
+            "type": "object",
+            "required": ["city"],
+            "maxProperties": 3,
+            "nullable": False,
+            "default": None,
+            "big": 1.5,
+        },
+        fresh_process=True,
+        warm_instances=2,
         max_instances=4,
         min_instances=1,
         delay_release_s=2.5,
@@ -237,6 +261,44 @@ def test_a_working_directory_is_relative_to_the_file(tmp_path: Path) -> None:
     assert read(spec("working_directory: ."), tmp_path)["a"].working_directory == str(tmp_path.resolve())
     found = read(spec("working_directory: agents/../agents"), tmp_path)["a"].working_directory
     assert found == str(tmp_path.resolve() / "agents")
+
+
+def test_a_command_with_a_slash_is_relative_to_the_file_and_keeps_its_links(tmp_path: Path) -> None:
+    (tmp_path / "python").symlink_to("/bin/sh")
+    assert read(spec("").replace("command: c", "command: ./python"), tmp_path)["a"].command == str(tmp_path / "python")
+    assert read(spec("").replace("command: c", "command: /bin/c"), tmp_path)["a"].command == "/bin/c"
+    assert read(spec(""), tmp_path)["a"].command == "c"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("${KEY}", "sk-123"),
+        ("Bearer ${KEY}!", "Bearer sk-123!"),
+        ("${KEY}${HOME}", "sk-123/home/me"),
+        ("${EMPTY}", ""),
+        ("${EMPTY:-x}", "x"),
+        ("${NONE:-}", ""),
+        ("${NONE:-a b:-c}", "a b:-c"),
+        ("$$", "$"),
+        ("$${KEY}", "${KEY}"),
+        ("$$$${KEY}", "$${KEY}"),
+        ("$KEY 5$ $", "$KEY 5$ $"),
+        ("{KEY}", "{KEY}"),
+    ],
+)
+def test_environments_refer_to_variables(text: str, expected: str) -> None:
+    assert read(spec(f"environments: {{A: '{text}'}}"))["a"].environments == {"A": expected}
+
+
+def test_nothing_but_environments_refers_to_variables() -> None:
+    found = read(spec("arguments: ['${KEY}']\nlabels: {k: $$}\nworking_directory: /${NONE}"))["a"]
+    assert (found.arguments, found.labels, found.working_directory) == (("${KEY}",), {"k": "$$"}, "/${NONE}")
+
+
+@given(st.text(alphabet="ab${}:-_ \n"))
+def test_a_text_with_its_dollars_doubled_stands_for_itself(text: str) -> None:
+    assert expand(text.replace("$", "$$"), {}) == text
 
 
 def test_a_file_may_declare_several() -> None:
@@ -292,6 +354,19 @@ def test_a_file_may_declare_several() -> None:
         (spec("delay_release: -1"), "spec: delay_release: Input should be greater than or equal to 0"),
         (spec("delay_release: .nan"), "spec: delay_release: "),
         (spec("") + "---\n" + spec(""), "application 'a' is declared twice"),
+        (
+            spec("environments:\n  A: x\n  B: ${NONE}"),
+            "line 6: spec.environments.B: variable NONE is not set: set it, or",
+        ),
+        (spec("environments: {A: '${KEY'}"), "line 4: spec.environments.A: '${KEY' is no reference: expected ${NAME}"),
+        (spec("environments: {A: '${}'}"), "'${}' is no reference"),
+        (spec("environments: {A: '${A B}'}"), "'${A B}' is no reference"),
+        (spec("environments: {A: '${A-b}'}"), "'${A-b}' is no reference"),
+        (spec("fresh_process: 1"), "line 4: spec.fresh_process: expected true or false, got '1'"),
+        (spec("input_schema: [a]"), "line 4: spec.input_schema: expected name: value pairs, got a list"),
+        (spec("input_schema: {a: {b: !x y}}"), "line 4: spec.input_schema.a.b: expected text, got !x"),
+        (spec("input_schema: {a: [{b: 1, b: 2}]}"), "line 4: spec.input_schema.a[0].b: given twice"),
+        (spec("input_schema: &l {a: *l}"), "line 4: spec.input_schema: nested too deeply"),
     ],
 )
 def test_a_mistake_is_named_with_its_place(text: str, expected: str) -> None:

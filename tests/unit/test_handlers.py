@@ -357,7 +357,7 @@ async def test_details_that_are_too_many_or_none_are_left_out(service: type[Any]
         fault = await _fault_of(handlers_of(service(lambda details=details: with_details(details))))
         assert (fault.details, fault.message) == (b"", "no")
 
-    class Awkward(Exception):  # noqa: N818  # its name doesn't matter
+    class Awkward(Exception):
         @property
         def details(self) -> bytes:
             raise RuntimeError("not even that")

@@ -147,11 +147,23 @@ WRONG_SPECS: dict[str, tuple[object, str]] = {
     "a NUL in a variable": ({"command": "x", "environments": {"A": "\0"}}, ".*NUL"),
     "a schema as text": ({"command": "x", "input_schema": "{}"}, "input_schema: .*dictionary"),
     "a schema that is none of JSON": ({"command": "x", "output_schema": {"a": {1: 2}}}, "output_schema: .*JSON object"),
-    "a schema with an endless number": ({"command": "x", "input_schema": {"a": math.inf}}, "input_schema: .*JSON object"),
-    "a schema with an object of Python": ({"command": "x", "input_schema": {"a": {1, 2}}}, "input_schema: .*JSON object"),
-    "a schema with half a character": ({"command": "x", "input_schema": {"a": "\udce9"}}, "input_schema: .*JSON object"),
+    "a schema with an endless number": (
+        {"command": "x", "input_schema": {"a": math.inf}},
+        "input_schema: .*JSON object",
+    ),
+    "a schema with an object of Python": (
+        {"command": "x", "input_schema": {"a": {1, 2}}},
+        "input_schema: .*JSON object",
+    ),
+    "a schema with half a character": (
+        {"command": "x", "input_schema": {"a": "\udce9"}},
+        "input_schema: .*JSON object",
+    ),
     "a schema with a huge number": ({"command": "x", "input_schema": {"a": 2**70}}, "input_schema: .*JSON object"),
-    "a schema that is too large": ({"command": "x", "common_data_schema": {"a": "x" * 70_000}}, "common_data_schema: .*65536"),
+    "a schema that is too large": (
+        {"command": "x", "common_data_schema": {"a": "x" * 70_000}},
+        "common_data_schema: .*65536",
+    ),
 }
 
 
@@ -184,7 +196,10 @@ WRONG_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "an endless cpu": ({"resources": [math.inf, 0, 0]}, "resources"),
     "a label without a key": ({"labels": {"": "x"}}, "labels: key '' is no key of a label"),
     "a label with a blank": ({"labels": {"a b": "x"}}, "labels: key 'a b' is no key of a label: expected 1 to 63"),
-    "a label with a strange value": ({"labels": {"a": "é"}}, "labels: value 'é' is no value of a label: expected 0 to 63"),
+    "a label with a strange value": (
+        {"labels": {"a": "é"}},
+        "labels: value 'é' is no value of a label: expected 0 to 63",
+    ),
     "a label with a line break": ({"labels": {"a": "b\n"}}, "labels: value"),
     "a long label": ({"labels": {"a" * 64: ""}}, "labels: key"),
     "a number for a label": ({"labels": {"a": 1}}, "labels.a: .*string"),

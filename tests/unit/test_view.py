@@ -219,6 +219,25 @@ def test_a_session_never_has_more_than_its_application_allows(
     assert (view.least(known), view.most(known)) == (least, most)
 
 
+def test_a_session_that_is_served_has_at_most_what_its_consumer_was_made_for() -> None:
+    view = View()
+    view.put_application(APPLICATION, application(max_instances=4))
+    known = view.put_session("s", session("s", epoch=1), 1)
+    assert known is not None
+    bound = binding("s", "n", "x").changed(max_executors=4)
+    view.put_binding(key_of(bound), bound)
+    view.put_application(APPLICATION, application(max_instances=8))
+    assert view.most(known) == 4
+    view.put_application(APPLICATION, application(max_instances=2))
+    assert view.most(known) == 2
+    view.put_application(APPLICATION, application(max_instances=8))
+    view.put_binding(key_of(bound), None)
+    assert view.most(known) == 8
+    old = bound.changed(epoch=0)
+    view.put_binding(key_of(old), old)
+    assert view.most(known) == 8
+
+
 def test_a_session_that_ended_has_no_least() -> None:
     view = View()
     view.put_application(APPLICATION, application(min_instances=2))

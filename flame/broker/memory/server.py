@@ -1,10 +1,12 @@
 """The in-memory server: streams, buckets, whoever listens, and the connections to it.
 
-It differs from JetStream in these points, all of them where no program of ours relies on it:
+It differs from JetStream in these points, on none of which a program of ours relies:
 
+- What NATS may leave unsaid is said at once: a pull that doesn't wait is always answered.
 - A request to a subject that only a stream listens to gets no answer; JetStream acknowledges its storing.
-- A watch is told of changes directly, without a consumer; it notices a lost one at the next, or after 2 s.
-- A pull that doesn't wait is always answered; JetStream may leave one unanswered that found fewer than it hoped for.
+- A watch is told of changes directly, without a consumer, and notices a lost one at the next or after 2 s. Keys that
+  it finds gone are told with the bucket's newest revision.
+- Nothing is asked again behind the caller's back: an answer that is lost is `NotAcknowledged` after its time limit.
 - Consumers can't be updated: another specification under the same name is refused.
 - Sizes are those of subject and data, without headers, and there is one server: replicas mean nothing.
 """

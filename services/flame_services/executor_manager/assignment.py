@@ -52,10 +52,10 @@ async def read_briefing(broker: Broker, binding: BindingRecord) -> Briefing:
         raise LaunchRefused(f"application {binding.application!r} is not registered any more")
     common_data = b""
     if session.common_data_key:
-        entry = await broker.bucket(subjects.COMMON_DATA).get(session.common_data_key)
-        if entry is None or entry.value is None:
+        kept = await broker.bucket(subjects.COMMON_DATA).get(session.common_data_key)
+        if kept is None or kept.value is None:
             raise LaunchRefused(f"the common data of session {session.id!r} is gone")
-        common_data = entry.value
+        common_data = kept.value
     spec = application.spec
     return Briefing(
         application,

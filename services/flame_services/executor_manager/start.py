@@ -60,7 +60,7 @@ class Start:
         """
         try:
             if template is not None:
-                forked = await self._fork(template, self._take_berth(may_be_template=False))
+                forked = await self._fork(template, self._take_berth(may_be_template=False), began)
                 if forked is not None:
                     return forked
             elif (warm := self._stock.take_warm()) is not None:
@@ -101,7 +101,7 @@ class Start:
 
     # ---- the ways
 
-    async def _fork(self, template: Template, berth: Berth) -> bool | None:
+    async def _fork(self, template: Template, berth: Berth, began: Callable[[], None]) -> bool | None:
         """Have it forked; tell whether it knows its session, or return ``None`` if it could not be."""
         assignment = self._assignment
         order = ForkOrder(
@@ -120,6 +120,8 @@ class Start:
         self.how = FORKED
         self._set_process(process)
         berth.note(process)
+        if order.assignment is None:
+            began()
         return order.assignment is not None
 
     def _take(self, warm: Warm) -> None:
@@ -150,7 +152,7 @@ class Start:
         if template is None:
             return False
         berth.rule_template_out()
-        forked = await self._fork(template, berth)
+        forked = await self._fork(template, berth, began)
         return await self._start_process(began) if forked is None else forked
 
     def _take_berth(self, *, may_be_template: bool) -> Berth:
