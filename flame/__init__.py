@@ -21,6 +21,7 @@ need of what a client needs, nor the reverse.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -211,3 +212,9 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     """List what there is, loaded or not."""
     return sorted({*globals(), *__all__})
+
+
+if sys.flags.dev_mode:
+    # In development mode asyncio complains of whatever keeps a loop for 100 ms, as loading the client in one would.
+    for _name in _MODULE_OF:
+        __getattr__(_name)

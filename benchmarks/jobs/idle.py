@@ -28,17 +28,19 @@ async def run(stage: Stage) -> list[Figure]:
     async with stage.flame() as cluster:
         async with await cluster.connection.create_session(ECHO) as session:
             await session.invoke(PAYLOAD)
-        watched = [*cluster.servers.pids(), cluster.scheduler.pid]
+        broker, scheduler = cluster.servers.pids(), [cluster.scheduler.pid]
+        watched = [*broker, *scheduler]
         await asyncio.sleep(_REST_S)
         rested_share = await _cpu_share(watched, stage.scale.idle_watch_s)
-        before = resident_bytes(watched)
+        before = resident_bytes(broker), resident_bytes(scheduler)
         stage.say(f"{count} sessions are opened")
         for first in range(0, count, _A_CLIENT):
             await _open(cluster, min(_A_CLIENT, count - first))
         await asyncio.sleep(_REST_S)
         stage.say("they are watched")
         share = await _cpu_share(watched, stage.scale.idle_watch_s)
-        grown = resident_bytes(watched) - before
+        of_broker = (resident_bytes(broker) - before[0]) / count
+        of_scheduler = (resident_bytes(scheduler) - before[1]) / count
         consumers = await _consumers(cluster)
     what = f"{count:,} open idle sessions"
     return [
@@ -46,8 +48,9 @@ async def run(stage: Stage) -> list[Figure]:
             name=f"{what}: memory of broker and scheduler for each",
             unit="bytes",
             better="lower",
-            flame=single(grown / count),
+            flame=single(of_broker + of_scheduler),
             target=targets.IDLE_BYTES,
+            note=f"broker {of_broker:,.0f}, scheduler {of_scheduler:,.0f}",
         ),
         Figure(
             name=f"{what}: consumers on the task stream",

@@ -13,8 +13,8 @@ from benchmarks.figures import Figure, Target
 from benchmarks.report.results import Results
 from benchmarks.report.table import number
 
-_WIDTH: Final = 980
-_NAMES: Final = 470
+_WIDTH: Final = 1060
+_NAMES: Final = 540
 """Where names end and bars begin."""
 _BARS: Final = 330
 _ROW: Final = 34

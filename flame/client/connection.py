@@ -382,7 +382,7 @@ class Connection:
             except NotAcknowledged as error:
                 if loop.time() >= repeat_until:
                     raise SchedulerUnavailable(
-                        f"{verb.value}: no scheduler answers at {self.endpoint} ({error}); it may have been carried out"
+                        f"{verb.value}: no scheduler answers at {self.endpoint}: {error}"
                     ) from None
             except Unavailable:  # the scheduler's own answer: it is the broker that doesn't answer there
                 if loop.time() >= repeat_until:

@@ -75,7 +75,8 @@ class NodeJudge:
             async with asyncio.timeout(ANSWER_S):
                 await asyncio.gather(*(self._store.nodes.refresh(name) for name in silent))
         except (FlameError, TimeoutError) as error:
-            log.warning("nodes are silent, but so is the broker: they get more time", nodes=silent, error=str(error))
+            reason = str(error) or f"no answer within {ANSWER_S:g} s"
+            log.warning("nodes are silent, but so is the broker: they get more time", nodes=silent, reason=reason)
             self.forgive()
             return False
         return True
