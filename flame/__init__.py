@@ -216,5 +216,5 @@ def __dir__() -> list[str]:
 
 if sys.flags.dev_mode:
     # In development mode asyncio complains of whatever keeps a loop for 100 ms, as loading the client in one would.
-    for _name in _MODULE_OF:
-        __getattr__(_name)
+    for _module in (*_NAMES, "flame.broker.jetstream"):
+        import_module(_module)

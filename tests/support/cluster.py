@@ -66,7 +66,9 @@ class Cluster:
         async with self.connect() as connection:
 
             async def ready() -> bool:
-                return (await connection.info()).nodes >= len(self.node_names)
+                with contextlib.suppress(flame.Unavailable):  # not yet
+                    return (await connection.info()).nodes >= len(self.node_names)
+                return False
 
             await eventually(ready, "the cluster is ready")
         return self

@@ -19,7 +19,7 @@ from flame.broker.embedded.probe import jetstream_fault
 from flame.broker.jetstream import connect
 from flame.broker.seam import Broker
 from flame.config import Security
-from flame.errors import BrokerUnavailable, Unavailable
+from flame.errors import BrokerUnavailable
 from tests.support.cluster import Cluster, eventually, processes_of
 
 BROKER_CONFIG = Path(__file__).parents[2] / "broker_config"
@@ -172,28 +172,9 @@ class ServedCluster(Cluster):
     """A cluster whose broker is made of configured servers."""
 
     def __init__(self, folder: Path, servers: Servers, *, replicas: int = 1) -> None:
-        super().__init__(folder)
+        super().__init__(folder, scheduler_options=("--replicas", str(replicas)))
         self.servers = servers
         self.broker = servers  # type: ignore[assignment]  # it has what a cluster needs of one
-        self._replicas = replicas
-
-    def start_scheduler(self) -> None:
-        self.scheduler = self._start("flame_services.scheduler", "scheduler", "--replicas", str(self._replicas))
-
-    async def start(self) -> ServedCluster:
-        await self.servers.start()
-        self.start_scheduler()
-        for name in self.node_names:
-            self.start_manager(name)
-        async with self.connect() as connection:
-
-            async def ready() -> bool:
-                with contextlib.suppress(Unavailable):
-                    return (await connection.info()).nodes >= len(self.node_names)
-                return False
-
-            await eventually(ready, "the cluster is ready")
-        return self
 
 
 @contextlib.asynccontextmanager
