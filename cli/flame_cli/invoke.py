@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from flame import FlameError, TaskError, TaskInformer, TimedOut
+from flame.cancel import end_task
 from flame_cli import cluster
 from flame_cli.errors import CommandFailed, ExitCode, one_line
 from flame_cli.output import note, print_bytes
 
 if TYPE_CHECKING:
     from flame import Connection, Session, Task
+
+
+PATIENCE_S: Final = 3.0
+"""After so long it is told if nobody is there to run the task."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +49,7 @@ async def _invoke(connection: Connection, invocation: Invocation) -> bytes:
     async with _session(connection, invocation) as session:
         if teller is not None:
             teller.tell(f"session {session.id} {session.state.value}")
+        watch = asyncio.ensure_future(_tell_if_nobody_can_run_it(connection))
         try:
             task = await session.invoke(invocation.input, teller, timeout_s=invocation.limit_s)
         except TaskError as error:
@@ -53,7 +60,17 @@ async def _invoke(connection: Connection, invocation: Invocation) -> bytes:
             raise CommandFailed(
                 f"the task of session {session.id} has not ended after {invocation.limit_s:g} s; {what}"
             ) from None
+        finally:
+            await end_task(watch)
         return task.output
+
+
+async def _tell_if_nobody_can_run_it(connection: Connection) -> None:
+    """Tell whoever waits why they do."""
+    await asyncio.sleep(PATIENCE_S)
+    with suppress(FlameError):
+        if (await connection.info()).nodes == 0:
+            note("(the cluster has no node that is ready: the task waits for one)")
 
 
 @asynccontextmanager

@@ -6,6 +6,8 @@ while modules are loading, anything at all ends in one line on standard error an
 
 from __future__ import annotations
 
+import gc
+import os
 import sys
 from typing import NoReturn
 
@@ -26,6 +28,7 @@ def flmexec() -> NoReturn:
 
 
 def _run(program: str) -> NoReturn:
+    _hurry()
     from flame_cli import errors
 
     errors.prepare_output()
@@ -40,6 +43,14 @@ def _run(program: str) -> NoReturn:
         status = errors.report(program, error)
     flushed = errors.flush_output(program)
     sys.exit(status or flushed)
+
+
+def _hurry() -> None:
+    """Save a quarter of the time that most commands take, which is that of importing modules."""
+    # What modules make stays; looking again and again whether it is garbage is in vain.
+    gc.set_threshold(50_000)
+    # To find out that there are no plugins, the metadata of every installed package would be read.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 
 if __name__ == "__main__":

@@ -63,6 +63,10 @@ class StrictClient(Client):
             if self._server_info.get("tls_verify") and self._security.tls_certificate is None:
                 raise CertificateWanted from None
             raise
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is not None and writer.get_extra_info("sslcontext") is not None:
+            # nats-py doesn't tell its stream that it has become encrypted; asyncio would complain when it ends.
+            writer.transport.get_protocol()._over_ssl = True  # noqa: SLF001
 
 
 def make_client(servers: list[str], security: Security) -> Client:

@@ -31,10 +31,14 @@ class Adopt:
     """Says where a template is to work and write from now on; until then it did so as the first executor would."""
 
     folder: str
+    ahead: int = 0
+    """How many executors it is to fork before they are ordered."""
+    ahead_s: float = 0.0
+    """For how long it keeps them without an order; 0: for ever."""
 
     def encode(self) -> bytes:
         """Return the datagram."""
-        return _pack("adopt", folder=self.folder)
+        return _pack("adopt", folder=self.folder, ahead=self.ahead, ahead_s=self.ahead_s)
 
 
 @dataclass(slots=True)
@@ -128,7 +132,7 @@ def decode_for_template(data: bytes) -> ToTemplate | None:
             None if assignment is None else Assignment.from_fields(assignment),
         )
     if kind == "adopt":
-        return Adopt(_text(fields, "folder"))
+        return Adopt(_text(fields, "folder"), _number(fields, "ahead"), float(fields.get("ahead_s", 0.0)))
     return Finish() if kind == "finish" else None
 
 

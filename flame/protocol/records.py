@@ -161,9 +161,9 @@ class ApplicationSpec(Input):
     fresh_process: bool = False
     """Start every executor as a process of its own, never as a fork of one that has loaded the service before."""
     warm_instances: int = Field(default=0, ge=0, le=1000)
-    """On each node: processes to start ahead for a service that can't be forked, so that they are ready when needed.
+    """On each node: executors to have ready before there is a session for them, from the registration on.
 
-    For one that can be forked any number above 0 has its template started with the registration and kept."""
+    0: none of a service that can't be forked; of any other its template, and one executor after a session came."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

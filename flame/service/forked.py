@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import os
 import signal
+import socket
 import sys
 import threading
 import traceback
@@ -14,39 +15,39 @@ from collections.abc import Callable, Coroutine, Iterable
 from types import FrameType
 from typing import Any, Final, NoReturn, TextIO
 
-from flame.protocol.forking import ForkOrder
-from flame.service import environment as names
+from flame.protocol.forking import ForkOrder, decode_for_template
+from flame.service import sockets
 
 FAILED: Final = 1
 
 
-def become_executor(order: ForkOrder, stdout: int, stderr: int, close: Iterable[int]) -> None:
-    """Make a process of its own of one that was just forked: its group, streams, environment, folder and limits.
-
-    ``close`` are the parent's descriptors. Raises `OSError` if the folder or a limit is refused.
-    """
+def leave_template(close: Iterable[int]) -> None:
+    """Make a process of its own of one that was just forked. ``close`` are the template's descriptors."""
     os.setsid()
     for descriptor in close:
         os.close(descriptor)
     default_signals()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    atexit._clear()  # noqa: SLF001 (what was registered before the fork is the template's to run)
+    _reseed()
+
+
+def carry_out(order: ForkOrder, stdout: int, stderr: int) -> None:
+    """Take on the streams, environment, folder and limits of an executor; raise `OSError` if one is refused."""
+    flush_streams()
     os.dup2(stdout, 1)
     os.dup2(stderr, 2)
-    for descriptor in (stdout, stderr):
-        os.close(descriptor)
     for stream in _streams():
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(line_buffering=True)
-    for name, value in {**order.environment, names.TEMPLATE: None}.items():
+    for name, value in order.environment.items():
         if value is None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
     os.chdir(order.folder)
     _limit(order.limits)
-    atexit._clear()  # noqa: SLF001 (what was registered before the fork is the template's to run)
-    _reseed()
 
 
 def leave_loop(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any] | None) -> None:
@@ -56,6 +57,28 @@ def leave_loop(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any] | None) 
     if task is not None:
         leave_task(loop, task)
     set_loop(None)
+
+
+async def receive_order(channel: socket.socket, connecting: asyncio.Future[Any]) -> tuple[ForkOrder, list[int]] | None:
+    """Wait for the order of this process; ``None`` if none will come, or if ``connecting`` has failed before.
+
+    The descriptors are those of its standard output and error.
+    """
+    loop = asyncio.get_running_loop()
+    with channel:
+        readable = loop.create_future()
+        loop.add_reader(channel.fileno(), lambda: None if readable.done() else readable.set_result(None))
+        try:
+            await asyncio.wait((readable, connecting), return_when=asyncio.FIRST_COMPLETED)
+            if not readable.done() and connecting.exception() is None:
+                await readable
+        finally:
+            loop.remove_reader(channel.fileno())
+        if not readable.done():
+            return None
+        data, descriptors = sockets.receive(channel)
+    order = decode_for_template(data) if data else None
+    return (order, descriptors) if isinstance(order, ForkOrder) and len(descriptors) == sockets.STREAMS else None
 
 
 def run_executor(serve: Callable[[], Coroutine[Any, Any, int]]) -> NoReturn:

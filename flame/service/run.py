@@ -5,23 +5,22 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final, NoReturn
 
 from flame.broker.jetstream import connect
+from flame.broker.seam import Broker
 from flame.ledger import barrier_register
-from flame.protocol.forking import ForkOrder
 from flame.protocol.messages import Assignment
 from flame.service import environment as names
 from flame.service.environment import ExecutorEnvironment
 from flame.service.executor import FORKED, Executor, check_service
 from flame.service.forkable import hindrance
-from flame.service.forked import become_executor, leave_loop, loop_factory, run_executor
+from flame.service.forked import carry_out, leave_loop, loop_factory, receive_order, run_executor
 from flame.service.template import Template
 
 CONNECT_TIMEOUT_S: Final = 20.0
@@ -64,35 +63,52 @@ def _be_template(service: object, environment: ExecutorEnvironment) -> str:
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     loop_factory()  # loaded before any fork
 
-    def become(order: ForkOrder, stdout: int, stderr: int, close: Sequence[int]) -> NoReturn:
+    def be_executor(channel: socket.socket) -> NoReturn:
         leave_loop(loop, task)
-        try:
-            become_executor(order, stdout, stderr, close)
-        except OSError:
-            traceback.print_exc()
-            os._exit(1)
-        identity = replace(environment, executor=order.executor, template="")
-        run_executor(lambda: _serve(service, identity, FORKED, order.assignment))
+        run_executor(lambda: _serve_order(service, environment, channel))
 
     try:
-        Template(environment.template, environment.lifetime_fd, become).run()
+        Template(environment.template, environment.lifetime_fd, be_executor).run()
     except OSError as error:
         return f"it can't listen at {environment.template}: {error.strerror}"
 
 
-async def _serve(
-    service: object, environment: ExecutorEnvironment, started: str, assignment: Assignment | None = None
-) -> int:
+async def _serve_order(service: object, environment: ExecutorEnvironment, channel: socket.socket) -> int:
+    """Be the executor that an order asks for; the connection to the broker is made before that comes."""
+    _attach(environment)
+    connecting = asyncio.create_task(_connect(environment, f"flame-executor, process {os.getpid()}", check=False))
+    received = await receive_order(channel, connecting)
+    if received is None:
+        return 0
+    order, streams = received
+    carry_out(order, *streams)
+    for descriptor in streams:
+        os.close(descriptor)
+    environment = replace(environment, executor=order.executor)
+    return await _live(service, environment, await connecting, FORKED, order.assignment)
+
+
+async def _serve(service: object, environment: ExecutorEnvironment, started: str) -> int:
     """Be one executor from beginning to end and return its exit status."""
+    _attach(environment)
+    broker = await _connect(environment, f"flame-executor-{environment.executor}", check=True)
+    return await _live(service, environment, broker, started, None)
+
+
+def _attach(environment: ExecutorEnvironment) -> None:
+    """Do what a process does once that was started, or forked, to be an executor."""
     barrier_register()  # before there is a second thread: then the system would have to wait for all processors
     if environment.lifetime_fd is not None:
         _end_with_cluster(environment.lifetime_fd)
-    broker = await connect(
-        environment.endpoint,
-        name=f"flame-executor-{environment.executor}",
-        timeout_s=CONNECT_TIMEOUT_S,
-        check=assignment is None,
-    )
+
+
+async def _connect(environment: ExecutorEnvironment, name: str, *, check: bool) -> Broker:
+    return await connect(environment.endpoint, name=name, timeout_s=CONNECT_TIMEOUT_S, check=check)
+
+
+async def _live(
+    service: object, environment: ExecutorEnvironment, broker: Broker, started: str, assignment: Assignment | None
+) -> int:
     try:
         return await Executor(service, environment, broker, started).serve(assignment)
     finally:

@@ -11,6 +11,11 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
+
+STREAMS: Final = 2
+"""Descriptors that go with a message at most: standard output and error."""
+_DATAGRAM: Final = 1024 * 1024
 
 
 def listen(path: str) -> socket.socket:
@@ -37,6 +42,17 @@ def connect(path: str) -> socket.socket:
         connection.close()
         raise
     return connection
+
+
+def receive(connection: socket.socket) -> tuple[bytes, list[int]]:
+    """Return the next message and the descriptors that came with it, which the caller closes; empty: that was all.
+
+    Raises `BlockingIOError` if there is none now.
+    """
+    data, descriptors, _, _ = socket.recv_fds(
+        connection, _DATAGRAM, STREAMS, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+    )
+    return data, descriptors
 
 
 def _socket() -> socket.socket:

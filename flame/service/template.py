@@ -2,6 +2,9 @@
 
 It never runs the event loop that it was called from again, and starts no thread: what is forked must be at rest. So it
 waits synchronously, for its socket, for the manager's connection and for a descriptor of each executor's process.
+
+An executor hears its order over a socket of its own. So some can be forked ahead of their orders, while nothing else
+is to be done: they have a loop and a connection to the broker by then.
 """
 
 from __future__ import annotations
@@ -17,45 +20,64 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
 
 from flame.errors import MalformedMessage
 from flame.protocol.forking import Adopt, Ended, Finish, Forked, ForkOrder, NotForked, decode_for_template
 from flame.service import sockets
-from flame.service.forked import FAILED, default_signals, end_process, flush_streams
+from flame.service.forked import FAILED, default_signals, end_process, flush_streams, leave_template
 
 ORPHAN_S: Final = 60.0
 """Without a manager and without an executor a template ends after this long."""
+QUIET_S: Final = 0.05
+"""Executors are forked ahead when there has been no order for this long: the last one's needs the processor first."""
 _LIFETIME_GRACE_S: Final = 3.0
 """How long it outlives the cluster that it belongs to: its manager ends it in order if it can."""
-_DATAGRAM: Final = 1024 * 1024
-_DESCRIPTORS: Final = 2
 _PEER: Final = struct.Struct("3i")
 
-Become = Callable[[ForkOrder, int, int, Sequence[int]], None]
-"""Turns a forked child into the executor of an order, given its standard output and error and what to close."""
+
+@dataclass(slots=True)
+class _Child:
+    """A fork of this process."""
+
+    pid: int
+    descriptor: int
+    """Of the process."""
+    channel: socket.socket
+    """On which it is waiting for its order; closed once it has one."""
+    executor: str = ""
+    """What it was ordered to be."""
 
 
 class Template:
     """Listens for orders and carries them out, until it is told to finish or its manager is gone for good."""
 
-    def __init__(self, path: str, lifetime_fd: int | None, become: Become) -> None:
-        """Listen at ``path``; raise `OSError` if that can't be. ``become`` must not return."""
+    def __init__(self, path: str, lifetime_fd: int | None, be_executor: Callable[[socket.socket], NoReturn]) -> None:
+        """Listen at ``path``; raise `OSError` if that can't be.
+
+        ``be_executor`` is what a fork does: it waits for an order on the socket that it is given, and for its end.
+        """
         self._path = path
-        self._become = become
+        self._be_executor = be_executor
         self._listener = sockets.listen(path)
         self._manager: socket.socket | None = None
         self._lifetime_fd = lifetime_fd
-        self._executors: dict[int, tuple[str, int]] = {}
-        """Name and process id, by the descriptor of the process."""
+        self._children: dict[int, _Child] = {}
+        """All that live, by the descriptor of their process."""
+        self._ahead: deque[_Child] = deque()
+        """Those that have no order yet."""
         self._unsent: deque[tuple[bytes, int]] = deque()
         """What the manager has not heard yet, each with a descriptor to send or -1."""
+        self._wishes = Adopt("")
+        self._ordered_at = time.monotonic()
+        self._orphaned_at = 0.0
+        """Since when it has had neither manager nor executor; 0: it has."""
+        self._kill_at = 0.0
+        """When it and what is left of its group is killed, the cluster being gone; 0: never."""
         self._finishing = False
-        self._end_at = 0.0
-        """When it ends unless something happens, monotonic; 0: not set."""
-        self._killed_at = 0.0
 
     def run(self) -> NoReturn:
         """Serve until the end of this process."""
@@ -70,6 +92,7 @@ class Template:
         except BaseException:  # noqa: BLE001 (above this is the service's own code, which has no part in this)
             traceback.print_exc()
         finally:
+            self._dismiss_ahead()
             with contextlib.suppress(OSError):
                 Path(self._path).unlink(missing_ok=True)
             end_process(status)
@@ -79,15 +102,16 @@ class Template:
     def _serve_once(self) -> None:
         ready = self._wait()
         if self._manager is not None and self._manager.fileno() in ready:
-            self._hear()
+            self._hear(self._manager)
         if self._listener.fileno() in ready:
             self._accept()
         if self._lifetime_fd in ready:
             self._lifetime_fd = None
-            self._killed_at = time.monotonic() + _LIFETIME_GRACE_S
-        for descriptor in ready & self._executors.keys():
-            self._reap(descriptor)
+            self._kill_at = time.monotonic() + _LIFETIME_GRACE_S
+        for descriptor in ready & self._children.keys():
+            self._reap(self._children.pop(descriptor))
         self._send_all()
+        self._prepare()
 
     def _wait(self) -> set[int]:
         """Return the descriptors at which something has happened."""
@@ -97,23 +121,33 @@ class Template:
             poller.register(self._manager, select.POLLIN | (select.POLLOUT if self._unsent else 0))
         if self._lifetime_fd is not None:
             poller.register(self._lifetime_fd, select.POLLIN)
-        for descriptor in self._executors:
+        for descriptor in self._children:
             poller.register(descriptor, select.POLLIN)
         return {descriptor for descriptor, _ in poller.poll(self._patience_ms())}
 
     def _patience_ms(self) -> float | None:
-        if self._manager is not None or self._executors:
-            self._end_at = 0.0
-        elif not self._end_at:
-            self._end_at = time.monotonic() + ORPHAN_S
-        limits = [at for at in (self._end_at, self._killed_at) if at]
-        return max(0.0, min(limits) - time.monotonic()) * 1000 if limits else None
+        """Return how long to wait for something to happen before something else is due."""
+        now = time.monotonic()
+        if self._manager is not None or len(self._children) > len(self._ahead):
+            self._orphaned_at = 0.0
+        elif not self._orphaned_at:
+            self._orphaned_at = now
+        due = [self._kill_at] if self._kill_at else []
+        if self._orphaned_at:
+            due.append(self._orphaned_at + ORPHAN_S)
+        if self._wants_more_ahead(now):
+            due.append(self._ordered_at + QUIET_S)
+        elif self._ahead and self._wishes.ahead_s:
+            due.append(self._ordered_at + self._wishes.ahead_s)
+        return max(0.0, min(due) - now) * 1000 if due else None
 
     def _is_over(self) -> bool:
         now = time.monotonic()
-        if self._killed_at and now >= self._killed_at:
+        if self._kill_at and now >= self._kill_at:
             os.killpg(os.getpgrp(), signal.SIGKILL)
-        return (self._finishing and not self._executors) or bool(self._end_at and now >= self._end_at)
+        return (self._finishing and len(self._children) == len(self._ahead)) or bool(
+            self._orphaned_at and now >= self._orphaned_at + ORPHAN_S
+        )
 
     # ---- the manager
 
@@ -133,13 +167,10 @@ class Template:
             self._manager.close()
             self._manager = None
 
-    def _hear(self) -> None:
+    def _hear(self, manager: socket.socket) -> None:
         """Carry out what the manager says."""
-        assert self._manager is not None
         try:
-            data, descriptors, _, _ = socket.recv_fds(
-                self._manager, _DATAGRAM, _DESCRIPTORS, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
-            )
+            data, descriptors = sockets.receive(manager)
         except BlockingIOError:
             return
         except OSError:
@@ -159,14 +190,15 @@ class Template:
         except MalformedMessage as error:
             print(f"flame: order ignored: {error}", file=sys.stderr)  # noqa: T201 (nothing else is left to tell)
             return
-        if isinstance(message, ForkOrder) and len(descriptors) == _DESCRIPTORS:
-            self._fork(message, *descriptors)
-        elif isinstance(message, Adopt) and len(descriptors) == _DESCRIPTORS:
+        if isinstance(message, ForkOrder):
+            self._order(message, data, descriptors)
+        elif isinstance(message, Adopt) and len(descriptors) == sockets.STREAMS:
             flush_streams()
             os.dup2(descriptors[0], 1)
             os.dup2(descriptors[1], 2)
             with contextlib.suppress(OSError):
                 os.chdir(message.folder)
+            self._wishes = message
         elif isinstance(message, Finish):
             self._finishing = True
 
@@ -187,46 +219,103 @@ class Template:
 
     # ---- executors
 
-    def _fork(self, order: ForkOrder, stdout: int, stderr: int) -> None:
-        flush_streams()  # what is buffered is not to be written twice
+    def _order(self, order: ForkOrder, data: bytes, descriptors: list[int]) -> None:
+        """Hand an order to an executor: one that is waiting, otherwise a new one."""
+        self._ordered_at = time.monotonic()
         try:
-            pid = os.fork()
+            child = self._hand(data, descriptors)
+            copy = os.dup(child.descriptor)
         except OSError as error:
-            self._refuse(order, error)
+            self._unsent.append((NotForked(order.executor, f"fork: {error.strerror}").encode(), -1))
             return
-        if pid == 0:
+        child.executor = order.executor
+        self._unsent.append((Forked(order.executor, child.pid).encode(), copy))
+
+    def _hand(self, data: bytes, descriptors: list[int]) -> _Child:
+        while True:
+            fresh = not self._ahead
+            child = self._fork() if fresh else self._ahead.popleft()
             try:
-                self._become(order, stdout, stderr, self._own_descriptors())
+                socket.send_fds(child.channel, [data], descriptors)
+            except OSError:  # it is dead, and will be reaped
+                if fresh:
+                    raise
+            else:
+                return child
             finally:
-                os._exit(FAILED)
+                child.channel.close()
+
+    def _fork(self) -> _Child:
+        """Return a child that waits for its order; raise `OSError` if the system refuses."""
+        channel, its_channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with its_channel:
+            channel.setblocking(False)
+            flush_streams()  # what is buffered is not to be written twice
+            try:
+                pid = os.fork()
+            except OSError:
+                channel.close()
+                raise
+            if pid == 0:
+                try:
+                    channel.close()
+                    leave_template(self._own_descriptors())
+                    self._be_executor(its_channel)
+                finally:
+                    os._exit(FAILED)
         try:
             descriptor = os.pidfd_open(pid)
-            copy = os.dup(descriptor)
-        except OSError as error:  # no descriptor is left: it could not be looked after
+        except OSError:  # no descriptor is left: it could not be looked after
+            channel.close()
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-            self._refuse(order, error)
-            return
-        self._executors[descriptor] = (order.executor, pid)
-        self._unsent.append((Forked(order.executor, pid).encode(), copy))
-
-    def _refuse(self, order: ForkOrder, error: OSError) -> None:
-        self._unsent.append((NotForked(order.executor, f"fork: {error.strerror}").encode(), -1))
+            raise
+        child = self._children[descriptor] = _Child(pid, descriptor, channel)
+        return child
 
     def _own_descriptors(self) -> list[int]:
-        """Return what a child has no use for; its siblings' are among it."""
-        sockets = [self._listener] if self._manager is None else [self._listener, self._manager]
+        """Return what a child has no use for; what belongs to its siblings is among it."""
+        found = [self._listener] if self._manager is None else [self._listener, self._manager]
+        found += [child.channel for child in self._ahead]
         unsent = [descriptor for _, descriptor in self._unsent if descriptor >= 0]
-        return [*(each.detach() for each in sockets), *self._executors, *unsent]
+        return [*(each.detach() for each in found), *self._children, *unsent]
 
-    def _reap(self, descriptor: int) -> None:
-        """Take note of an executor's end."""
-        executor, pid = self._executors.pop(descriptor)
+    def _reap(self, child: _Child) -> None:
+        """Take note of a child's end."""
         # Its group first: until it is reaped, nobody else can get its number.
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, signal.SIGKILL)
-        result = os.waitid(os.P_PIDFD, descriptor, os.WEXITED)
-        os.close(descriptor)
-        if result is not None:
+            os.killpg(child.pid, signal.SIGKILL)
+        result = os.waitid(os.P_PIDFD, child.descriptor, os.WEXITED)
+        os.close(child.descriptor)
+        if child in self._ahead:
+            self._ahead.remove(child)
+            child.channel.close()
+            self._wishes.ahead = 0  # something is wrong, so that it could only fail again
+        elif result is not None:
             status = result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
-            self._unsent.append((Ended(executor, pid, status).encode(), -1))
+            self._unsent.append((Ended(child.executor, child.pid, status).encode(), -1))
+
+    # ---- ahead of orders
+
+    def _wants_more_ahead(self, now: float) -> bool:
+        used = not self._wishes.ahead_s or now - self._ordered_at < self._wishes.ahead_s
+        return used and len(self._ahead) < self._wishes.ahead and not self._finishing and self._manager is not None
+
+    def _prepare(self) -> None:
+        """Fork ahead what may be needed, or dismiss what was not."""
+        now = time.monotonic()
+        if self._ahead and self._wishes.ahead_s and now - self._ordered_at >= self._wishes.ahead_s:
+            self._dismiss_ahead()
+        elif self._wants_more_ahead(now) and now - self._ordered_at >= QUIET_S:
+            with contextlib.suppress(OSError):
+                self._ahead.append(self._fork())
+
+    def _dismiss_ahead(self) -> None:
+        """End those that were forked ahead."""
+        while self._ahead:
+            child = self._ahead.popleft()
+            child.channel.close()
+            os.kill(child.pid, signal.SIGKILL)
+            os.waitid(os.P_PIDFD, child.descriptor, os.WEXITED)
+            os.close(child.descriptor)
+            del self._children[child.descriptor]

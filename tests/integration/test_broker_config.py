@@ -70,9 +70,10 @@ async def limits_of(file: Path) -> dict[str, Any]:
 
     async def answered() -> dict[str, Any] | None:
         try:
-            return await asyncio.to_thread(read)
+            told = await asyncio.to_thread(read)
         except OSError:
             return None
+        return told if "config" in told["jetstream"] else None  # it tells before it has everything
 
     try:
         told = await eventually(answered, "the server answers")

@@ -81,18 +81,23 @@ class TestTls:
         server = self.server(tmp_path, authority, "tls", "verified clients")
         server.check = lambda: answers(f"tls://127.0.0.1:{server.port}", Security.from_environment())
         async with served(tmp_path, Servers([server], scheme="tls")) as cluster:
-            await run_tasks(cluster, environments=client)
+            await run_tasks(cluster)  # executors have the same files from their manager
             monkeypatch.delenv("FLAME_TLS_CERT")
             monkeypatch.delenv("FLAME_TLS_KEY")
             with pytest.raises(BrokerUnavailable, match=r"verifies its clients: expected .* FLAME_TLS_CERT"):
                 await connect(cluster.broker.endpoint)
 
     async def test_a_client_without_settings_uses_it_if_the_system_knows_the_authority(
-        self, running: str, authority: Authority, monkeypatch: pytest.MonkeyPatch
+        self,
+        running: str,
+        authority: Authority,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
         plain = running.replace("tls:", "nats:")
         monkeypatch.setenv("SSL_CERT_FILE", str(authority.certificate))
         assert await answers(plain, Security())
+        assert [record for record in caplog.records if record.name == "asyncio"] == []
         monkeypatch.delenv("SSL_CERT_FILE")
         with pytest.raises(BrokerUnavailable, match=r"can't prove who it is: .* FLAME_TLS_CA is not set"):
             await connect(plain)

@@ -191,9 +191,9 @@ SPEC = "metadata: {name: a}\nspec: {command: c}\n"
         ("view -s s -t task", "", 3, "no NATS server answers"),
         (
             "update -f -",
-            SPEC.replace("c}", "c, environments: {A: ${NOBODY_SET_THIS}}}"),
+            SPEC.replace("c}", 'c, environments: {A: "${UNSET}"}}'),
             2,
-            "NOBODY_SET_THIS is not set",
+            "standard input, line 2: spec.environments.A: variable UNSET is not set",
         ),
         ("update -f -", SPEC, 3, "no NATS server answers"),
         ("create", "", 2, "Missing option"),

@@ -12,7 +12,6 @@ import socket
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from flame.broker.embedded import find_nats_server
 from flame.broker.embedded.probe import jetstream_fault
@@ -191,10 +190,10 @@ async def served(folder: Path, servers: Servers, *, replicas: int = 1) -> AsyncI
     assert processes_of(servers.endpoint) == []
 
 
-async def run_tasks(cluster: Cluster, **spec: Any) -> None:
+async def run_tasks(cluster: Cluster) -> None:
     """Run a session of a service with a process of its own."""
     async with cluster.connect() as connection:
-        await connection.register_application("lab", cluster.service("lab", **spec))
+        await connection.register_application("lab", cluster.service("lab"))
         async with await connection.create_session("lab") as session:
             tasks = await asyncio.gather(*(session.invoke(json.dumps(["echo", n]), timeout_s=20) for n in range(20)))
             assert [task.output for task in tasks] == [str(n).encode() for n in range(20)]

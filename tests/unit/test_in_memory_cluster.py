@@ -10,11 +10,22 @@ import pytest
 
 import flame
 from flame.broker.memory import Faults, MemoryServer
-from flame.errors import BrokerUnavailable, FlameError, MalformedMessage, TaskCancelled, TaskFailed
+from flame.errors import BrokerUnavailable, FlameError, InternalError, MalformedMessage, TaskCancelled, TaskFailed
 from flame.protocol import defaults, subjects
-from flame.protocol.api import Info, LookUpTasks, Named, OpenSession, TaskLooks, Verb, answer_ok
+from flame.protocol.api import (
+    ApplicationPage,
+    Info,
+    List,
+    LookUpTasks,
+    Named,
+    OpenSession,
+    TaskLooks,
+    Verb,
+    answer_ok,
+)
 from flame.protocol.codes import ErrorCode
 from flame.protocol.messages import ResultRecord, TaskMessage
+from flame.protocol.records import ApplicationRecord, ApplicationSpec
 from flame.protocol.states import SessionState, TaskState
 from flame_services.scheduler.settle import settle_tasks
 from tests.support.memory_cluster import MemoryCluster
@@ -186,6 +197,37 @@ async def test_many_large_results_come_in_answers_that_can_be_sent(cluster: Memo
         if not asked:
             break
     assert found == set(tasks)
+
+
+@virtually()
+async def test_long_lists_come_in_answers_that_can_be_sent(cluster: MemoryCluster) -> None:
+    client = cluster.client()
+    for n in range(60):
+        name = f"large{n:02}"
+        spec = ApplicationSpec(command="-", description="x" * 300_000)
+        cluster.view.put_application(name, ApplicationRecord(name=name, spec=spec, created=1.0))
+    page = await client.call(Verb.LIST_APPLICATIONS, List(), ApplicationPage)
+    assert page.more
+    assert len(answer_ok(page)) < defaults.MAX_PAYLOAD_BYTES
+    names = [application.name for application in await client.list_applications()]
+    assert names == sorted(cluster.view.applications)
+
+
+@virtually()
+async def test_an_answer_that_is_too_large_is_refused_and_not_left_out(cluster: MemoryCluster) -> None:
+    spec = ApplicationSpec(command="-", description="x" * (defaults.MAX_PAYLOAD_BYTES + 1))
+    cluster.view.put_application("huge", ApplicationRecord(name="huge", spec=spec, created=1.0))
+    with pytest.raises(InternalError, match="get_application: an answer of 8.* bytes is more than a message may hold"):
+        await cluster.client().get_application("huge")
+
+
+@virtually()
+async def test_a_task_with_an_illegal_name_is_listed_like_any_other(cluster: MemoryCluster) -> None:
+    client = cluster.client()
+    session = await client.create_session(await cluster.application())
+    strange = subjects.task(session.application, session.id, "ü")
+    await client.broker.store(strange, TaskMessage(b"sleep 100").encode(), 5.0)
+    assert [task.id for task in await session.list_tasks()] == ["ü"]
 
 
 @virtually()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from flame.logs import get_logger
+from flame.protocol.forking import Adopt
 from flame.protocol.records import ApplicationRecord
 from flame_services.executor_manager.berth import Berths
 from flame_services.executor_manager.launch import LaunchRefused
@@ -25,6 +26,8 @@ log = get_logger("flame.manager.stock")
 BACKOFF_FIRST_S: Final = 1.0
 BACKOFF_MAX_S: Final = 60.0
 """When something that was kept ready has died, no other is tried for so long."""
+AHEAD_S: Final = 30.0
+"""For how long after its last order a template keeps an executor ready that was forked ahead."""
 ASKED_FOR: Final = "its application asks for it"
 NO_TEMPLATE_NOW: Final = "its template died, and another one is tried later"
 _END_S: Final = 1.0
@@ -99,12 +102,16 @@ class Stock:
             try:
                 output = self._berths.folder.open_template_output(self.record.name)
                 closing.callback(os.close, output)
-                template.adopt(self._berths.folder.templates, output)
+                template.adopt(self._wishes(), output)
             except OSError as error:
                 self._log.warning("a template goes on writing where its first executor does", reason=str(error))
         self._log.info("executors are forked from a template", pid=template.process.pid)
         if self._closed:
             self._end_template()
+
+    def _wishes(self) -> Adopt:
+        wanted = self.record.spec.warm_instances
+        return Adopt(str(self._berths.folder.templates), max(1, wanted), 0.0 if wanted else AHEAD_S)
 
     def _end_template(self) -> None:
         template, self.template = self.template, None

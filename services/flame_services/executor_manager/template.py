@@ -24,7 +24,6 @@ log = get_logger("flame.manager.template")
 FORK_S: Final = 5.0
 """A template that doesn't answer an order for this long is ended."""
 FINISH_S: Final = 1.0
-_DATAGRAM: Final = 64 * 1024
 _PEER: Final = struct.Struct("3i")
 
 
@@ -67,10 +66,10 @@ class Template:
         """Whether it has no executor and is to make none."""
         return not self._executors and not self._ordered
 
-    def adopt(self, folder: Path, output: int) -> None:
-        """Have it work in ``folder`` and write to ``output`` from now on: it was started as an executor would be."""
+    def adopt(self, wishes: Adopt, output: int) -> None:
+        """Have it write to ``output`` and do as is wished from now on: it was started as an executor would be."""
         with contextlib.suppress(OSError):  # then it is being lost
-            socket.send_fds(self._connection, [Adopt(str(folder)).encode()], [output, output])
+            socket.send_fds(self._connection, [wishes.encode()], [output, output])
 
     async def fork(self, order: ForkOrder, stdout: int, stderr: int) -> ForkedProcess:
         """Return the process of a new executor; raise `TemplateLost` or `ForkRefused`."""
@@ -127,7 +126,7 @@ class Template:
     def _hear(self) -> None:
         try:
             while not self.lost.is_set():
-                data, descriptors, _, _ = socket.recv_fds(self._connection, _DATAGRAM, 1, socket.MSG_CMSG_CLOEXEC)
+                data, descriptors = sockets.receive(self._connection)
                 if not data:
                     self._lose("it has closed its connection")
                     return

@@ -82,6 +82,8 @@ T = TypeVar("T")
 
 _ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _MINT_ATTEMPTS: Final = 8
+_LARGEST_ANSWER: Final = defaults.MAX_PAYLOAD_BYTES - 4096
+"""In bytes; the headers of the message need some too."""
 _ANSWER_BYTES: Final = defaults.MAX_PAYLOAD_BYTES - 2 * defaults.INLINE_LIMIT_BYTES
 """Of results in one answer, at most; the rest is for what says whose they are."""
 _FEW: Final = 4
@@ -377,7 +379,7 @@ class ControlApi:
         except StreamMissing:
             raise _no_application(application) from None
         finished = {subjects.parse_result(subject).task for subject in recorded}
-        unfinished = {subjects.parse_task(subject).task for subject in waiting} - finished
+        unfinished = {subject.rpartition(".")[2] for subject in waiting} - finished
         running = set(sorted(unfinished)[: self._running(session)])
         names, more = _page(finished | unfinished, request)
         items: list[TaskInfo] = []
@@ -472,7 +474,7 @@ def _handler(
             fields = unpack(data)
             fields.pop("v")
             known = {name: value for name, value in fields.items() if name in request_type.model_fields}
-            return answer_ok(await act(request_type.check(verb.value, known)))
+            return _fitting(verb, await act(request_type.check(verb.value, known)))
         except FlameError as error:
             return answer_error(error)
         except Exception as error:
@@ -507,6 +509,19 @@ def _check_open(record: SessionRecord) -> None:
 
 def _mint(application: str) -> str:
     return f"{application}-{''.join(secrets.choice(_ALPHABET) for _ in range(6))}"
+
+
+def _fitting(verb: Verb, result: Record | None) -> bytes:
+    """Encode an answer; of a page as much as a message may hold, since what is larger would never arrive."""
+    data = answer_ok(result)
+    items = getattr(result, "items", ())
+    while len(data) > _LARGEST_ANSWER and result is not None and len(items) > 1:
+        items = items[: len(items) // 2]
+        result = result.changed(items=items, more=True)
+        data = answer_ok(result)
+    if len(data) > _LARGEST_ANSWER:
+        raise InternalError(f"{verb.value}: an answer of {len(data)} bytes is more than a message may hold")
+    return data
 
 
 def _page(names: Iterable[str], request: List) -> tuple[list[str], bool]:
