@@ -56,10 +56,26 @@ class _Direct:
 class _Parser(Parser):
     """Reads messages itself and leaves every other line to nats-py."""
 
-    async def parse(self, data: bytes = b"") -> None:
+    needed_bytes = 0
+    """How much must be in the buffer before it is worth looking at again: a large message comes in many pieces."""
+
+    def reset(self) -> None:
+        super().reset()
+        self.needed_bytes = 0
+
+    def _joined(self, data: bytes) -> bytes:
+        """Return what was left over together with what has come; nothing if that is still too little."""
         if self.buf:
-            data = bytes(self.buf) + data
+            self.buf += data
+            if len(self.buf) < self.needed_bytes:
+                return b""
+            data = bytes(self.buf)
             self.buf = bytearray()
+        self.needed_bytes = 0
+        return data
+
+    async def parse(self, data: bytes = b"") -> None:
+        data = self._joined(data)
         at, size = 0, len(data)
         while at < size:
             end = data.find(b"\r\n", at)
@@ -74,6 +90,7 @@ class _Parser(Parser):
             begin = end + 2
             end = begin + int(line[-1])
             if end + 2 > size:
+                self.needed_bytes = end + 2 - at
                 break
             body = begin + int(line[-2]) if kind == _HMSG else begin
             reply = line[3] if len(line) == (6 if kind == _HMSG else 5) else b""

@@ -1,8 +1,8 @@
 """Taking tasks from a pull consumer in bursts, over one inbox.
 
 A request that stands while user code blocks the loop would let the broker deliver into a socket that nobody
-reads. So nothing stands: `burst` waits for one message, asks for what else is there without waiting, and returns
-when the broker has said that this was all.
+reads. So nothing stands: a request with both ``no_wait`` and ``expires`` waits for a first message, brings what is
+there by then, and ends, and `burst` returns when the broker has said so.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ log = get_logger("flame.broker.puller")
 HEARTBEAT_S: Final = 2.0
 _MISSED: Final = 2.5
 """Heartbeats without a sign after which a standing request is taken for lost."""
-_MORE_TIMEOUT_S: Final = 1.0
-"""A request that doesn't wait may get no answer at all; this bounds the wait for one."""
+_END_TIMEOUT_S: Final = 1.0
+"""The end of a request that has brought something follows at once; this bounds the wait for one that was lost."""
 STRAY_S: Final = 0.3
 """A delivery that comes after its burst, since a request was taken for lost and was not, is good for the next one for
 this long: whoever takes it counts its lease from then."""
@@ -83,22 +83,15 @@ class JetStreamPuller:
             await self._sign(wait_s)
             return []
         if not self._arrived and not self._stopped:
-            await self._ask({"batch": 1, "expires": int(wait_s * SECOND_NS), **_heartbeat(wait_s)})
-            while not self._arrived and not self._ended:
-                if not await self._sign(HEARTBEAT_S * _MISSED):
-                    self._ended = True
+            # It waits for a first message, brings all that is there then, and ends.
+            await self._ask({"batch": most, "no_wait": True, "expires": int(wait_s * SECOND_NS), **_heartbeat(wait_s)})
+            while len(self._arrived) < most and not self._ended:
+                if not await self._sign(_END_TIMEOUT_S if self._arrived else HEARTBEAT_S * _MISSED):
+                    break
+            self._ended = True
         if self._missing and not self._arrived:
             missing, self._missing = self._missing, ""
             raise ConsumerMissing(f"{self._what}: {missing}")
-        if self._arrived and not self._stopped:
-            more = min(most - len(self._arrived), self._arrived[-1].pending)
-            if more > 0:
-                wanted = len(self._arrived) + more
-                await self._ask({"batch": more, "no_wait": True})
-                while len(self._arrived) < wanted and not self._ended:
-                    if not await self._sign(_MORE_TIMEOUT_S):
-                        break
-                self._ended = True
         arrived, self._arrived = self._arrived, []
         return arrived
 

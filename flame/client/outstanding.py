@@ -236,17 +236,19 @@ class Outstanding:
         return await self._connection.call(Verb.LOOK_UP_TASKS, request, TaskLooks)
 
     async def reconcile(self, *, everything: bool) -> bool:
-        """Look up what has been outstanding for a while, or all of it; tell whether anything had been missed.
+        """Look up what has been outstanding for a while, or all of it; tell whether to look again soon.
 
-        Of more than fit into one request, each call looks at another part, so that waiting ones hide no finished ones.
+        That is where something had been missed, and where there is more: of more than fit into one request, each call
+        looks at another part, so that waiting ones hide no finished ones.
         """
         oldest = self._loop.time() - defaults.RECONCILE_FIRST_S
         due = [h.id for h in self._handles.values() if h.stored and (everything or h.created <= oldest)]
         pages = [due[begin : begin + LOOK_UP_LIMIT] for begin in range(0, len(due), LOOK_UP_LIMIT)]
+        found = False
         if not everything and pages:
             self._page = (self._page + 1) % len(pages)
             pages = [pages[self._page]]
-        found = False
+            found = self._page != 0
         for page in pages:
             looks = await self.look_up(page)
             for task_id, record in looks.results.items():

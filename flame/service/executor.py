@@ -97,11 +97,11 @@ class Executor:
         runner.on_change = self._reporter.wake
         runner.on_quiet = self._reporter.look_soon
         await self._reporter.start(assignment.application, assignment.session, self._on_orders)
-        self._reporter.wake()
+        self._reporter.wake_now()
         await runner.serve()
 
     async def _leave(self, handlers: Handlers, assignment: Assignment) -> None:
-        self._reporter.wake()
+        self._reporter.wake_now()
         try:
             async with asyncio.timeout(assignment.leave_timeout_s):
                 await handlers.leave()
@@ -123,7 +123,7 @@ class Executor:
         if orders.want == LEAVE:
             if EXECUTOR.moves.get((self._state, ExecutorEvent.LEAVE)) is not None:
                 self._advance(ExecutorEvent.LEAVE)
-                self._reporter.wake()
+                self._reporter.wake_now()
             runner.leave()
         elif orders.assignment is not None and runner.lost_consumer.is_set():
             runner.consumer_restored(orders.assignment.fence)

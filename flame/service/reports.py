@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Final
 
@@ -37,6 +38,7 @@ class Reporter:
         self.rename(executor)
         self._snapshot = snapshot
         self._woken = asyncio.Event()
+        self._urgent = asyncio.Event()
         self._last: ExecutorReport | None = None
         self._soon: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
@@ -79,7 +81,7 @@ class Reporter:
         def on_nudge(message: LiveMessage) -> None:
             try:
                 if decode_nudge(message.data) in ("", self._executor):
-                    self.wake()
+                    self.wake_now()
             except MalformedMessage as error:
                 log.warning("unreadable control message", error=str(error))
 
@@ -87,7 +89,12 @@ class Reporter:
         self._task = asyncio.create_task(self._go_on(on_orders), name="reports")
 
     def wake(self) -> None:
-        """Report soon."""
+        """Report soon: at once, or a moment after the last report."""
+        self._woken.set()
+
+    def wake_now(self) -> None:
+        """Report at once: the manager waits for it."""
+        self._urgent.set()
         self._woken.set()
 
     def look_soon(self) -> None:
@@ -120,9 +127,12 @@ class Reporter:
                 if not self._news() and loop.time() - reported < REPEAT_S:
                     continue
             self._woken.clear()
+            self._urgent.clear()
             on_orders(await self.report())
             reported = loop.time()
-            await asyncio.sleep(PAUSE_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PAUSE_S):
+                    await self._urgent.wait()
 
     def _news(self) -> bool:
         last, now = self._last, self._snapshot()

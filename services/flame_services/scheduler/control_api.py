@@ -378,7 +378,7 @@ class ControlApi:
             recorded = await self._broker.subjects(streams[1], subjects.session_results(application, session))
         except StreamMissing:
             raise _no_application(application) from None
-        finished = {subjects.parse_result(subject).task for subject in recorded}
+        finished = {subject.rpartition(".")[2] for subject in recorded}
         unfinished = {subject.rpartition(".")[2] for subject in waiting} - finished
         running = set(sorted(unfinished)[: self._running(session)])
         names, more = _page(finished | unfinished, request)
