@@ -65,6 +65,8 @@ class Reading:
         self.broken = asyncio.Event()
         """Something was missed: begin a new reading."""
         self.last_sign = self._loop.time()
+        self.began_at = 0
+        """The stream's last sequence before anything was read."""
 
     async def start(self) -> None:
         """Create the consumer; the handler is called from now on."""
@@ -88,6 +90,8 @@ class Reading:
         }
         body = {"stream_name": self._stream, "config": config}
         try:
+            info = await call(self._nc, f"STREAM.INFO.{self._stream}", None, what, CREATE_TIMEOUT_S)
+            self.began_at = int(info["state"]["last_seq"])
             answer = await call(self._nc, f"CONSUMER.CREATE.{self._stream}", body, what, CREATE_TIMEOUT_S)
         except BaseException:
             await self.stop()
@@ -235,7 +239,8 @@ class Watch:
         await _wait_complete(reading, self._what)
         self._fresh = None
         for key in [key for key in self._revisions if key not in fresh]:
-            self._on_entry(Entry(key, None, self._revisions[key] + 1))
+            # It went before the reading began; whoever has written it since knows a higher revision.
+            self._on_entry(Entry(key, None, reading.began_at))
 
     def _on_entry(self, entry: Entry) -> None:
         if self._fresh is not None:

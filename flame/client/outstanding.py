@@ -19,6 +19,7 @@ from flame.errors import (
     MalformedMessage,
     PayloadTooLarge,
     QueueFull,
+    SchedulerUnavailable,
     Unavailable,
 )
 from flame.logs import get_logger
@@ -151,7 +152,7 @@ class Outstanding:
         last: FlameError | None = None
         while self._loop.time() < deadline and not handle.stored and not handle.done():
             try:
-                looks = await self.look_up([handle.id])
+                looks = await self._look_up_if_possible(handle.id)
                 if not (looks.waiting or looks.results):
                     await self._connection.broker.store(subject, data, STORE_ATTEMPT_S)
             except Duplicate:
@@ -179,6 +180,13 @@ class Outstanding:
                 f" ({last}); it may have been stored"
             ),
         )
+
+    async def _look_up_if_possible(self, task_id: str) -> TaskLooks:
+        """Look a task up; with no scheduler to ask, know nothing: its executor will look before it runs it."""
+        try:
+            return await self.look_up([task_id])
+        except SchedulerUnavailable:
+            return TaskLooks()
 
     # ---- their ends
 

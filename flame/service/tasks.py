@@ -96,6 +96,8 @@ class TaskRunner:
         self._leaving = asyncio.Event()
         self._idle_since = self._loop.time()
         self._called_idle = False
+        self._over = False
+        """Nothing is served any more: what could not be stored is another's to run."""
         self._pending = 0
         self._succeeded = 0
         self._failed = 0
@@ -133,6 +135,7 @@ class TaskRunner:
         if not self._leaving.is_set():
             self._leaving.set()
             self._restored.set()
+            self._wake()
             if self._puller is not None:
                 self._spawn(self._stop_pulling(self._puller))
 
@@ -149,7 +152,8 @@ class TaskRunner:
         try:
             self._puller = await self._broker.pull(self._assignment.stream, self._assignment.consumer)
             while not self._leaving.is_set():
-                await self._take()
+                if not self._held:
+                    await self._take()
                 if self._assignment.concurrency == 1:
                     while self._held and not self._leaving.is_set():
                         await self._run(self._held.popleft())
@@ -157,6 +161,7 @@ class TaskRunner:
                     await self._run_some()
             await self._drain()
         finally:
+            self._over = True
             forget()
             await end_tasks((ticker, *self._background))
             if self._ledger is not None:
@@ -211,7 +216,7 @@ class TaskRunner:
             run = self._spawn(self._run_apart(delivery))
             self._running.setdefault(delivery.handle, _Run("", 1, 0.0, announced=True))
             run.add_done_callback(lambda _: self._wake())
-        if self._held or len(self._running) >= self._assignment.concurrency:
+        if not self._leaving.is_set() and (self._held or len(self._running) >= self._assignment.concurrency):
             await self._next_end()
 
     async def _run_apart(self, delivery: Delivery) -> None:
@@ -384,7 +389,7 @@ class TaskRunner:
                 self._failed += 1
         elif isinstance(error, StreamMissing):
             log.warning("a record has no stream any more", task=delivery.subject)
-        elif not isinstance(error, Duplicate):
+        elif not isinstance(error, Duplicate) and not self._over:
             self._spawn(self._store_again(delivery, record, data, error))
             return
         self._let_go(delivery.handle)

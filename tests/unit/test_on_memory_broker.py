@@ -214,7 +214,6 @@ def test_no_acknowledgement_that_arrives_is_needed_for_a_task_to_have_one_record
     assert set(Service.runs.values()) == {1}  # a delivery that comes again finds the record
 
 
-@pytest.mark.xfail(reason="TaskRunner.serve waits for new tasks although it holds some and has places free")
 def test_an_executor_that_runs_several_tasks_at_once_runs_all_that_it_holds() -> None:
     async def test(cluster: MemoryCluster) -> None:
         session = await cluster.client().create_session(await cluster.application(max_instances=1, concurrency=3))
@@ -226,7 +225,6 @@ def test_an_executor_that_runs_several_tasks_at_once_runs_all_that_it_holds() ->
     on_cluster(test)
 
 
-@pytest.mark.xfail(reason="TaskRunner._run_some waits for an end that can't come when it leaves and still holds tasks")
 def test_an_executor_that_runs_several_tasks_at_once_leaves_although_it_holds_some() -> None:
     async def test(cluster: MemoryCluster) -> None:
         session = await cluster.client().create_session(await cluster.application(max_instances=1, concurrency=3))

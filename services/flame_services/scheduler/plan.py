@@ -139,7 +139,7 @@ def _superfluous(
     )
     chosen = []
     for since, key in idle[:count]:
-        if now - since >= delay_s:
+        if since + delay_s <= now:
             chosen.append(key)
         else:
             result.look_again_at = min(result.look_again_at, since + delay_s)

@@ -39,6 +39,7 @@ class Planner:
         """Decide over ``view``, which ``store`` keeps."""
         self._broker = broker
         self._view = view
+        self._store = store
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
         self._places = asyncio.Semaphore(AT_ONCE)
@@ -121,6 +122,7 @@ class Planner:
     async def _finished(self, step: Step) -> bool:
         try:
             async with self._places:
+                await self._store.settle_doubts()
                 return await self._carrier.carry_out(step)
         except Exception:
             log.exception("a step failed", session=step.session)

@@ -6,12 +6,13 @@ What this scheduler writes is in its view at once; the same change, heard again 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 from flame.broker.errors import RevisionConflict
 from flame.broker.seam import Broker, Entry, Subscription
-from flame.errors import FlameError
+from flame.errors import FlameError, Unavailable
 from flame.logs import get_logger
 from flame.protocol import subjects
 from flame.protocol.records import (
@@ -43,6 +44,7 @@ class Table(Generic[R]):
         self._pattern = pattern
         self._feed = feed
         self._revisions: dict[str, int] = {}
+        self._doubtful: set[str] = set()
         """The newest of each key, or what its deletion here made of it, until the watch has heard of that too."""
 
     async def follow(self) -> Subscription:
@@ -62,25 +64,44 @@ class Table(Generic[R]):
         entry = await self._bucket.get(key)
         self._on_entry(Entry(key, None, 0) if entry is None else entry)
 
+    async def settle_doubts(self) -> None:
+        """Read the keys again whose writing was not acknowledged: it may have happened."""
+        for key in tuple(self._doubtful):
+            await self.refresh(key)
+            self._doubtful.discard(key)
+
+    @contextlib.contextmanager
+    def _writing(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except Unavailable:
+            self._doubtful.add(key)
+            raise
+
     async def create(self, key: str, record: R) -> int:
         """Write a key that has no record; raise `RevisionConflict` if it has one."""
-        revision = await self._bucket.create(key, record.encode())
+        with self._writing(key):
+            revision = await self._bucket.create(key, record.encode())
         self._take(key, record, revision)
         return revision
 
     async def update(self, key: str, record: R, revision: int) -> int:
         """Write a key that still has ``revision``; raise `RevisionConflict` if it was changed."""
-        new = await self._bucket.update(key, record.encode(), revision)
+        with self._writing(key):
+            new = await self._bucket.update(key, record.encode(), revision)
         self._take(key, record, new)
         return new
 
     async def put(self, key: str, record: R) -> None:
         """Write a key that has no other writer."""
-        self._take(key, record, await self._bucket.put(key, record.encode()))
+        with self._writing(key):
+            revision = await self._bucket.put(key, record.encode())
+        self._take(key, record, revision)
 
     async def delete(self, key: str) -> None:
         """Remove a key."""
-        await self._bucket.delete(key)
+        with self._writing(key):
+            await self._bucket.delete(key)
         self._take(key, None, self._revisions.get(key, 0) + 1)
 
     async def change(self, key: str, make: Callable[[R], R | None]) -> R | None:
@@ -155,6 +176,11 @@ class Store:
         subscriptions, self._subscriptions = self._subscriptions, []
         for subscription in subscriptions:
             await subscription.stop()
+
+    async def settle_doubts(self) -> None:
+        """Read again whatever a write that was not acknowledged may have changed."""
+        for table in (self.applications, self.sessions, self.nodes, self.bindings, self.executors):
+            await table.settle_doubts()
 
     async def announce(self, record: SessionRecord) -> None:
         """Tell whoever listens what a session is now."""
