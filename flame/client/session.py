@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 from weakref import WeakSet
 
 from flame.broker.seam import LiveMessage, Subscription
@@ -38,6 +39,10 @@ if TYPE_CHECKING:
     from flame.client.connection import Connection
 
 log = get_logger("flame.client")
+
+
+CLOSE_AFTER_ERROR_S: Final = 2.0
+"""How long leaving a session's context by an exception waits for the session to end."""
 
 
 class Session:
@@ -272,7 +277,11 @@ class Session:
         """Wait for the session's tasks, then close it; close at once after an exception."""
         if kind is None:
             await self._tasks.ended()
-        await self.close()
+            await self.close()
+            return
+        # What went wrong is what the caller must hear of, and soon: running tasks finish without being waited for.
+        with contextlib.suppress(FlameError):
+            await self.close(timeout_s=CLOSE_AFTER_ERROR_S)
 
     async def _submit(self, input: bytes | str, informer: TaskInformer | None) -> TaskHandle:
         if self._record.state is not SessionState.OPEN:

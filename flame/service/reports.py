@@ -13,7 +13,7 @@ from flame.cancel import end_task
 from flame.errors import BrokerUnavailable, MalformedMessage
 from flame.logs import get_logger
 from flame.protocol import subjects
-from flame.protocol.messages import WAIT, ExecutorReport, Orders, decode_nudge
+from flame.protocol.messages import LEAVE, WAIT, ExecutorReport, Orders, decode_nudge
 
 log = get_logger("flame.executor")
 
@@ -87,6 +87,13 @@ class Reporter:
 
         self._nudges = await self._broker.subscribe(subjects.control(application, session), on_nudge)
         self._task = asyncio.create_task(self._go_on(on_orders), name="reports")
+        self._task.add_done_callback(lambda task: self._check(task, on_orders))
+
+    def _check(self, task: asyncio.Task[None], on_orders: Callable[[Orders], None]) -> None:
+        """Leave if reporting has failed: an executor that hears of nothing could never be told to."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("reporting failed; leaving the session", executor=self._executor, exc_info=error)
+            on_orders(Orders(LEAVE))
 
     def wake(self) -> None:
         """Report soon: at once, or a moment after the last report."""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -43,6 +43,8 @@ STORE_TIMEOUT_S: Final = 5.0
 TICK_S: Final = defaults.RUNNING_NOTICE_S
 LOOP_TICK_S: Final = 0.05
 """How often the ledger is shown that the loop turns."""
+AT_ONCE_S: Final = 0.01
+"""A request that ends without a task sooner than this was refused."""
 IDLE_S: Final = 0.08
 """After this long without a task an executor calls itself idle."""
 
@@ -173,6 +175,7 @@ class TaskRunner:
         if self._ledger is not None:
             most = min(most, self._ledger.room)
         assert self._puller is not None
+        asked = time.monotonic()
         try:
             taken = await self._puller.burst(max(1, most), WAIT_S)
         except ConsumerMissing:
@@ -182,9 +185,14 @@ class TaskRunner:
         except BrokerUnavailable:
             await asyncio.sleep(defaults.BACKOFF_FIRST_S)  # disconnected; the connection comes back by itself
             return
-        if not taken:
-            return
         now = time.monotonic()
+        if taken:
+            self._hold(taken, now)
+        elif now - asked < AT_ONCE_S:
+            await asyncio.sleep(defaults.BACKOFF_FIRST_S)  # refused: there are too many requests, or no leader
+
+    def _hold(self, taken: Sequence[Delivery], now: float) -> None:
+        """Note what was taken before any of it runs."""
         for delivery in taken:
             self._leases.take(delivery.handle, now)
         if self._ledger is not None:

@@ -142,8 +142,11 @@ CASES = [
         "'a b' is no key of a label",
     ),
     Case(
-        "labels that are none", lambda c, _: c.create_session("flmping", labels=["a"]), flame.InvalidArgument, "labels"
-    ),  # type: ignore[arg-type]
+        "labels that are none",
+        lambda c, _: c.create_session("flmping", labels=["a"]),  # type: ignore[arg-type]
+        flame.InvalidArgument,
+        "labels",
+    ),
     Case(
         "an unknown state", lambda c, _: c.list_sessions(state="ended"), flame.InvalidArgument, "list_sessions: state"
     ),
