@@ -22,8 +22,9 @@ help: ## Show the targets
 demo: $(PRODUCT) ## Run an AI agent on a cluster of its own, from registration to answers
 	@$(BIN)/python examples/agents/openai/demo.py
 
+# Two at a time: most of them wait for a cluster to do something. A file's tests share one and stay together.
 test: $(TOOLS) ## Run all tests; ARGS= goes to pytest
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 bench: $(PRODUCT) ## Measure everything beside the bare broker; ARGS= goes to it, such as --quick
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -1,0 +1,64 @@
+"""The README's five minutes, block by block as they are printed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import flame
+from tests.support.cluster import Cluster
+
+README = Path(__file__).parents[2] / "README.md"
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(language: str, heading: str = "") -> list[str]:
+    """Return the code blocks of one language, in one section or everywhere."""
+    text = README.read_text(encoding="utf-8")
+    if heading:
+        text = text.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return [code for kind, code in BLOCK.findall(text) if kind == language]
+
+
+def commands() -> list[str]:
+    """Return the tour's commands, without those that install Flame and start the cluster."""
+    lines = [line for block in blocks("console", "Five minutes") for line in block.splitlines() if line.strip()]
+    assert lines[:2] == ["pip install 'flame-engine[server,cli]'", "flmctl up"]
+    return lines[2:]
+
+
+async def test_the_tour_works_as_printed(cluster: Cluster, connection: flame.Connection, tmp_path: Path) -> None:
+    """The cluster stands for `flmctl up`, and this environment for the installation: both have tests of their own."""
+    [service, client] = [block for block in blocks("python") if "import flame" in block]
+    [deployment] = blocks("yaml")
+    (tmp_path / "agent.py").write_text(service)
+    (tmp_path / "agent.yaml").write_text(deployment)
+    (tmp_path / "client.py").write_text(client)
+    programs = Path(sys.executable).parent
+    environment = {
+        **os.environ,
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "FLAME_ENDPOINT": cluster.broker.endpoint,
+    }
+
+    def run(*command: str) -> str:
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+        return done.stdout
+
+    outputs = {line: await asyncio.to_thread(run, *shlex.split(line)) for line in commands()}
+    assert "flmping" in outputs["flmctl list -a"]
+    assert "succeeded: 1000" in " ".join(outputs["flmping -t 1000 -p"].split())
+    assert "my-agent" in outputs["flmctl register -f agent.yaml"]
+    answer = await asyncio.to_thread(run, sys.executable, "client.py")
+    assert answer.startswith("You said: hello from x")
+    assert "my-agent" in await asyncio.to_thread(run, "flmctl", "list", "-s")
+    await asyncio.to_thread(run, "flmctl", "unregister", "-a", "my-agent")
+    assert "my-agent" not in {application.name for application in await connection.list_applications()}
