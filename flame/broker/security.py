@@ -55,13 +55,17 @@ class StrictClient(Client):
     async def _process_connect_init(self) -> None:
         try:
             await super()._process_connect_init()
-        except OSError:
-            # After a handshake that failed nats-py would wait for ever for the end of this transport.
+        except (nats_errors.Error, OSError) as error:
+            # nats-py would wait for this transport's end: for ever after a handshake that failed, and otherwise until
+            # another error comes of it, which hides this one.
             if self._transport is not None:
                 self._transport.close()  # type: ignore[no-untyped-call]  # nats-py
                 self._transport = None
             if self._server_info.get("tls_verify") and self._security.tls_certificate is None:
                 raise CertificateWanted from None
+            if self._server_info.get("auth_required") and isinstance(error, ConnectionError):
+                # It says so and closes, and what it said may be lost with the connection.
+                raise nats_errors.AuthorizationError from None
             raise
         writer = getattr(self._transport, "_io_writer", None)
         if writer is not None and writer.get_extra_info("sslcontext") is not None:

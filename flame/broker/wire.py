@@ -53,7 +53,8 @@ _ASK_MAX_S: Final = 4.0
 """How long one attempt waits for its answer. A stream without a leader doesn't answer, nor does it later."""
 
 # Error codes of nats-server (server/errors.json), and what they mean to us.
-_NO_LEADER = 10008
+_PASSING: Final = (10005, 10008)
+"""Too few servers are up for the copies that are asked for; there is no leader now."""
 _SUBJECT_TAKEN = "maximum messages per subject exceeded"
 _FULL = ("maximum messages exceeded", "maximum bytes exceeded")
 _BY_CODE: Final[Mapping[int, type[FlameError]]] = {
@@ -65,6 +66,7 @@ _BY_CODE: Final[Mapping[int, type[FlameError]]] = {
     10100: ConsumerConflict,
     10071: RevisionConflict,
     10164: RevisionConflict,
+    10005: BrokerUnavailable,  # no suitable peers for placement
     10039: BrokerUnavailable,  # JetStream not enabled for this account
     10076: BrokerUnavailable,  # JetStream not enabled
     10023: BrokerUnavailable,  # insufficient resources
@@ -129,7 +131,7 @@ async def insist(nc: Client, verb: str, body: Mapping[str, Any] | None, what: st
             if asked_at + wait_s >= deadline:
                 raise
         else:
-            if _code(answer) != _NO_LEADER or asked_at + wait_s >= deadline:
+            if _code(answer) not in _PASSING or asked_at + wait_s >= deadline:
                 return _checked(answer, what)
             await asyncio.sleep(wait_s)
         wait_s = min(2 * wait_s, _ASK_MAX_S)

@@ -92,6 +92,7 @@ def test_every_service_is_restarted_checked_and_reaped(spec: dict[str, Any]) -> 
     for name, service in spec["services"].items():
         assert service["restart"] == "unless-stopped", name
         assert service["init"] is True, name
+        assert service["pull_policy"] == "build", name
         assert set(service["healthcheck"]) == {"test", "interval", "timeout", "retries"}, name
         assert all(other in spec["services"] for other in service.get("depends_on", {})), name
 

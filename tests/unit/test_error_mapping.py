@@ -86,6 +86,7 @@ API: list[tuple[int, int, str, type[FlameError]]] = [
     (10100, 400, "filtered consumer not unique on workqueue stream", ours.ConsumerConflict),
     (10071, 400, "wrong last sequence: 3", ours.RevisionConflict),
     (10164, 400, "wrong last sequence", ours.RevisionConflict),
+    (10005, 400, "no suitable peers for placement", BrokerUnavailable),
     (10039, 503, "JetStream not enabled for account", BrokerUnavailable),
     (10076, 503, "JetStream not enabled", BrokerUnavailable),
     (10023, 503, "insufficient resources", BrokerUnavailable),
