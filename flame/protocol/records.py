@@ -274,6 +274,10 @@ class BindingRecord(Record):
     """The executor is to leave its session and end."""
     max_executors: int = 0
     """How many the session's consumer was made for; 0 if that is not known."""
+    application_revision: int = 0
+    """Of its application's record, as the scheduler knew it: a manager that knows it too need not read it. 0: none."""
+    common_data_key: str | None = None
+    """Of the session's record, which a manager then need not read either; ``None``: unknown."""
     created: float
 
 

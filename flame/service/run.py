@@ -79,7 +79,7 @@ async def _serve_order(service: object, environment: ExecutorEnvironment, channe
     connecting = asyncio.create_task(_connect(environment, f"flame-executor, process {os.getpid()}", check=False))
     received = await receive_order(channel, connecting)
     if received is None:
-        return 0
+        os._exit(0)  # nobody needs it, and it has done nothing
     order, streams = received
     carry_out(order, *streams)
     for descriptor in streams:

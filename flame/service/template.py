@@ -72,6 +72,8 @@ class Template:
         self._unsent: deque[tuple[bytes, int]] = deque()
         """What the manager has not heard yet, each with a descriptor to send or -1."""
         self._wishes = Adopt("")
+        self._ahead_works = True
+        """Cleared when one that was forked ahead dies, until the next order: another one could only fare the same."""
         self._ordered_at = time.monotonic()
         self._orphaned_at = 0.0
         """Since when it has had neither manager nor executor; 0: it has."""
@@ -222,6 +224,7 @@ class Template:
     def _order(self, order: ForkOrder, data: bytes, descriptors: list[int]) -> None:
         """Hand an order to an executor: one that is waiting, otherwise a new one."""
         self._ordered_at = time.monotonic()
+        self._ahead_works = True
         try:
             child = self._hand(data, descriptors)
             copy = os.dup(child.descriptor)
@@ -290,7 +293,7 @@ class Template:
         if child in self._ahead:
             self._ahead.remove(child)
             child.channel.close()
-            self._wishes.ahead = 0  # something is wrong, so that it could only fail again
+            self._ahead_works = False
         elif result is not None:
             status = result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
             self._unsent.append((Ended(child.executor, child.pid, status).encode(), -1))
@@ -298,8 +301,10 @@ class Template:
     # ---- ahead of orders
 
     def _wants_more_ahead(self, now: float) -> bool:
+        if not self._ahead_works or self._finishing or self._manager is None:
+            return False
         used = not self._wishes.ahead_s or now - self._ordered_at < self._wishes.ahead_s
-        return used and len(self._ahead) < self._wishes.ahead and not self._finishing and self._manager is not None
+        return used and len(self._ahead) < self._wishes.ahead
 
     def _prepare(self) -> None:
         """Fork ahead what may be needed, or dismiss what was not."""

@@ -459,7 +459,7 @@ def test_ctrl_c_ends_flmping_and_its_session(cluster: Up) -> None:
 
 
 def test_the_end_of_a_pipe_is_no_error(cluster: Up) -> None:
-    command = f"{' '.join(FLMCTL)} ping -t 1000000 --endpoint {cluster.endpoint} | head -n 1"
+    command = f"{shlex.join(FLMCTL)} ping -t 1000000 --endpoint {cluster.endpoint} | head -n 1"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.stdout.startswith("task ")
     assert done.stderr == ""

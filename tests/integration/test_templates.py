@@ -365,6 +365,52 @@ class TestProcessesStartedAhead:
         assert (record.pid, record.started) == (ahead, "warm: its service knows of no templates")
 
 
+class TestAnExecutorThatIsForkedAhead:
+    async def test_is_the_next_one(self, connection: flame.Connection, register: Any) -> None:
+        app = await register("next")
+        async with await connection.create_session(app) as first:
+            who = await ask(first, "who")
+            template = psutil.Process(who["parent"])
+            await eventually(lambda: len(template.children()) == 2, "another one is ready")
+            [ready] = {child.pid for child in template.children()} - {who["pid"]}
+            async with await connection.create_session(app) as second:
+                who = await ask(second, "who")
+        assert who["pid"] == who["forked_in"] == ready
+        assert Path(who["folder"]).name == second.id
+
+    async def test_is_not_missed_when_it_is_killed(self, connection: flame.Connection, register: Any) -> None:
+        app = await register("missed")
+        async with await connection.create_session(app) as first:
+            who = await ask(first, "who")
+            template = psutil.Process(who["parent"])
+            await eventually(lambda: len(template.children()) == 2, "another one is ready")
+            [ready] = {child.pid for child in template.children()} - {who["pid"]}
+            kill(ready)
+            async with await connection.create_session(app) as second:
+                assert (await ask(second, "who"))["parent"] == template.pid
+        assert not psutil.pid_exists(ready)
+
+    async def test_ends_with_its_template(self, connection: flame.Connection, register: Any) -> None:
+        app = await register("orphans")
+        async with await connection.create_session(app) as session:
+            who = await ask(session, "who")
+        template = psutil.Process(who["parent"])
+        await eventually(lambda: [child for child in template.children() if child.pid != who["pid"]], "one is ready")
+        [ready] = [child.pid for child in template.children() if child.pid != who["pid"]]
+        template.kill()
+        await eventually(lambda: not psutil.pid_exists(ready), "it has ended")
+
+    async def test_is_kept_for_a_while_only(self, control: Control, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+        monkeypatch.setattr("flame_services.executor_manager.stock.AHEAD_S", 0.5)
+        await control.manager()
+        await control.application(**nursery())
+        record = await serve(control, "e1")
+        template = psutil.Process(psutil.Process(record.pid).ppid())
+        await eventually(lambda: len(template.children()) == 2, "another one is ready")
+        await eventually(lambda: len(template.children()) == 1, "nobody needed it")
+        assert (await serve(control, "e2")).started == FORKED
+
+
 class TestManyForks:
     async def test_leak_nothing(self, connection: flame.Connection, cluster: Cluster, register: Any) -> None:
         app = await register("many", warm_instances=1)
@@ -382,7 +428,8 @@ class TestManyForks:
             return found
 
         async def at_rest() -> bool:
-            return not await connection.list_executors() and not template.children()
+            """All have ended, but for the one that is ready for the next session."""
+            return not await connection.list_executors() and len(template.children()) == 1
 
         template = psutil.Process((await one())["parent"])
         manager = manager_of(cluster)
@@ -428,7 +475,7 @@ class TestWhatAClientDoesNotSee:
         record = await control.released("e1", limit_s=5)
         assert (record.reason, record.clean) == ("killed by signal SIGKILL while bound", False)
         assert alive(template)
-        assert psutil.Process(template).children() == []
+        assert record.pid not in {child.pid for child in psutil.Process(template).children()}
 
     async def test_a_forked_executor_leaves_in_order(self, control: Control) -> None:  # noqa: F811
         await control.manager()

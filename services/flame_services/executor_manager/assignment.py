@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from flame.broker.seam import Broker
 from flame.errors import FlameError
@@ -13,6 +14,7 @@ from flame.protocol import defaults, subjects
 from flame.protocol.messages import Assignment
 from flame.protocol.records import (
     ApplicationRecord,
+    ApplicationSpec,
     BindingRecord,
     SessionRecord,
     decode_record,
@@ -23,6 +25,8 @@ from flame_services.executor_manager.launch import LaunchRefused
 A = TypeVar("A")
 B = TypeVar("B")
 
+FRESH_S: Final = 2.0
+"""What a binding says of its session holds for this long after it was written; later the session is asked."""
 SUPERSEDED = "superseded: its session has ended or was bound anew"
 
 
@@ -31,48 +35,73 @@ class Superseded(FlameError):
 
 
 @dataclass(frozen=True, slots=True)
+class Registered:
+    """An application as it stands in the register."""
+
+    record: ApplicationRecord
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
 class Briefing:
     """All that is needed to start an executor."""
 
-    application: ApplicationRecord
-    revision: int
-    """Of the application's record."""
+    application: Registered
     assignment: Assignment
 
 
-async def read_briefing(broker: Broker, binding: BindingRecord) -> Briefing:
+async def read_briefing(broker: Broker, binding: BindingRecord, known: Registered | None = None) -> Briefing:
     """Read what a binding refers to, by its leader.
+
+    ``known`` is the application as this node has heard of it. Where it is what the scheduler knew, which has said all
+    else in the binding, nothing but common data has to be read; that the session has not gone on since is taken for
+    granted then for a moment only.
 
     Raises `Superseded`, `LaunchRefused` if something is not there, and `Unavailable` where reading failed.
     """
+    key, revision = binding.common_data_key, binding.application_revision
+    if known is not None and key is not None and 0 < revision <= known.revision and _is_fresh(binding):
+        common_data = await _common_data(broker, key)
+        if common_data is not None:
+            return Briefing(known, _assignment(binding, known.record.spec, binding.max_executors, common_data))
     reading = broker.bucket(subjects.APPLICATIONS).get(binding.application)
     session, entry = await _both(current_session(broker, binding), reading)
     application = decode_record(ApplicationRecord, entry.value) if entry and entry.value else None
     if entry is None or application is None:
         raise LaunchRefused(f"application {binding.application!r} is not registered any more")
-    common_data = b""
-    if session.common_data_key:
-        kept = await broker.bucket(subjects.COMMON_DATA).get(session.common_data_key)
-        if kept is None or kept.value is None:
-            raise LaunchRefused(f"the common data of session {session.id!r} is gone")
-        common_data = kept.value
-    spec = application.spec
+    common_data = await _common_data(broker, session.common_data_key)
+    if common_data is None:
+        raise LaunchRefused(f"the common data of session {session.id!r} is gone")
+    most = min(session.options.max_instances or application.spec.max_instances, application.spec.max_instances)
     return Briefing(
-        application,
-        entry.revision,
-        Assignment(
-            application=binding.application,
-            session=binding.session,
-            epoch=binding.epoch,
-            stream=subjects.task_stream(binding.application),
-            consumer=binding.consumer,
-            fence=binding.fence,
-            common_data=common_data,
-            concurrency=spec.concurrency,
-            max_executors=min(session.options.max_instances or spec.max_instances, spec.max_instances),
-            ack_wait_s=binding.ack_wait_s,
-            leave_timeout_s=defaults.LEAVE_TIMEOUT_S,
-        ),
+        Registered(application, entry.revision),
+        _assignment(binding, application.spec, binding.max_executors or most, common_data),
+    )
+
+
+def _is_fresh(binding: BindingRecord) -> bool:
+    return abs(time.time() - binding.created) < FRESH_S
+
+
+async def _common_data(broker: Broker, key: str) -> bytes | None:
+    """Read a session's common data; ``None`` if it should be there and is not."""
+    entry = await broker.bucket(subjects.COMMON_DATA).get(key) if key else None
+    return b"" if not key else entry.value if entry is not None else None
+
+
+def _assignment(binding: BindingRecord, spec: ApplicationSpec, max_executors: int, common_data: bytes) -> Assignment:
+    return Assignment(
+        application=binding.application,
+        session=binding.session,
+        epoch=binding.epoch,
+        stream=subjects.task_stream(binding.application),
+        consumer=binding.consumer,
+        fence=binding.fence,
+        common_data=common_data,
+        concurrency=spec.concurrency,
+        max_executors=max_executors,
+        ack_wait_s=binding.ack_wait_s,
+        leave_timeout_s=defaults.LEAVE_TIMEOUT_S,
     )
 
 

@@ -77,9 +77,8 @@ class Berth:
     def remove_output(self) -> None:
         """Delete what was written: nobody reads it."""
         for file in (self.stdout, self.stderr):
-            file.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self.stdout.parent.rmdir()
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -82,12 +83,9 @@ class CapturedFile:
         return self._read(max(0, size - length), length)
 
     def remove(self) -> None:
-        """Delete the file, and its folder if that was the last one in it."""
-        try:
+        """Delete the file."""
+        with contextlib.suppress(OSError):
             self.path.unlink(missing_ok=True)
-            self.path.parent.rmdir()
-        except OSError:
-            pass  # others are in it
 
     def _look(self, now: float) -> None:
         try:

@@ -34,6 +34,8 @@ _VANISH_S: Final = 1.0
 _WRAPPER_S: Final = 2.0
 """How long the program that was started, such as `uv run`, may outlive the service that it started."""
 _RETRY_S: Final = 0.5
+_ENTERING_S: Final = 0.05
+"""A forked executor that has not entered its session by then is said to be entering it."""
 
 
 class Executor:
@@ -226,7 +228,7 @@ class Executor:
         try:
             async with asyncio.timeout(0 if self.life.leaving else None) as self._preparing:
                 briefing = await self._read_briefing()
-                stock = self._place.stocks.of(briefing.application, briefing.revision)
+                stock = self._place.stocks.of(briefing.application)
                 return briefing, stock, await stock.ready_template()
         except TimeoutError:
             return None
@@ -237,7 +239,8 @@ class Executor:
         told = False
         while True:
             try:
-                return await read_briefing(self._place.broker, self.binding)
+                known = self._place.stocks.registered(self.binding.application)
+                return await read_briefing(self._place.broker, self.binding, known)
             except (Superseded, LaunchRefused):
                 raise
             except FlameError as error:
@@ -259,9 +262,15 @@ class Executor:
             self.life.identify(process.pid, started_at(process.pid))
             self.life.start_with_session(time.time())
             self._follow_life()
+            self._loop.call_later(_ENTERING_S, self._tell_entering)
         if self._doom is not None:
             self.terminate(*self._doom)
         return process
+
+    def _tell_entering(self) -> None:
+        """Tell the cluster that it is entering, unless it has: mostly that is over before anybody could care."""
+        self.life.tell_entering(time.time())
+        self._follow_life()
 
     def _began(self) -> None:
         """There is a process, and what it reports is awaited."""

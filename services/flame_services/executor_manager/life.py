@@ -96,9 +96,16 @@ class Life:
         self.deadline = Deadline(self._limits.ready_s, f"not ready within {self._limits.ready_s:g} s")
 
     def start_with_session(self, now: float) -> None:
-        """Its process was started and has its session: it is entering."""
-        self.record = self.record.changed(state=EXECUTOR.next(self.state, ExecutorEvent.READY))
+        """Its process was started and has its session: it is entering. Not told yet; see `tell_entering`."""
+        told = len(self._changes)
+        self._move(ExecutorEvent.READY, now)
         self.assign(now)
+        del self._changes[told:]
+
+    def tell_entering(self, now: float) -> None:
+        """Have it told that it is entering, if it still is."""
+        if self.state is ExecutorState.BINDING:
+            self._change(now)
 
     def identify(self, pid: int, process_started: float) -> None:
         """Say which process runs its service; told to the cluster with the next change."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -194,7 +195,13 @@ def identity(pid: int) -> str | None:
     """
     try:
         ticks = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text(encoding='ascii').strip()} {ticks}"
+        return f"{_boot()} {ticks}"
     except OSError:
         started = started_at(pid)
         return f"{started:.2f}" if started else None
+
+
+@functools.cache
+def _boot() -> str:
+    """Return what tells the machine's present run from any other."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

@@ -10,6 +10,7 @@ from flame.broker.seam import Entry
 from flame.logs import get_logger
 from flame.protocol.messages import ExecutorReport
 from flame.protocol.records import ApplicationRecord, decode_record
+from flame_services.executor_manager.assignment import Registered
 from flame_services.executor_manager.berth import Berths
 from flame_services.executor_manager.stock import Stock
 
@@ -30,6 +31,7 @@ class Stocks:
         self._stocks: dict[str, Stock] = {}
         self._revisions: dict[str, int] = {}
         """Of the newest record of an application that was seen."""
+        self._registered: dict[str, Registered] = {}
         self._closing: set[Stock] = set()
         self._stopped = False
         self.given: dict[str, str] = {}
@@ -41,22 +43,31 @@ class Stocks:
             return
         self._revisions[entry.key] = entry.revision
         record = decode_record(ApplicationRecord, entry.value) if entry.value is not None else None
+        if record is None:
+            self._registered.pop(entry.key, None)
+        else:
+            self._registered[entry.key] = Registered(record, entry.revision)
         known = self._stocks.get(entry.key)
         if known is not None and (record is None or not known.is_for(record)):
             self._close(known, GONE)
         if record is not None and record.spec.warm_instances and not self._stopped:
             self._stock(record).tend()
 
-    def of(self, record: ApplicationRecord, revision: int) -> Stock:
-        """Return the stock of an application, of which a record was read with its revision."""
-        if revision < self._revisions.get(record.name, 0) or self._stopped:
+    def registered(self, application: str) -> Registered | None:
+        """Return an application as it was when last heard of; ``None`` if it is not registered."""
+        return self._registered.get(application)
+
+    def of(self, application: Registered) -> Stock:
+        """Return the stock of an application, as it was read."""
+        record = application.record
+        if application.revision < self._revisions.get(record.name, 0) or self._stopped:
             known = self._stocks.get(record.name)
             if known is not None and known.is_for(record):
                 return known
             outdated = Stock(self._berths, record)
             outdated.close(STOPPING if self._stopped else GONE)
             return outdated
-        self._revisions[record.name] = revision
+        self._revisions[record.name] = application.revision
         return self._stock(record)
 
     def _stock(self, record: ApplicationRecord) -> Stock:

@@ -3,7 +3,7 @@
     work_dir/
       manager.lock            held while a manager lives; says which
       sessions/<session>/     where the session's services start, if their application names no folder
-      output/<session>/       what executors write, until it has been read
+      output/                 what executors write, until it has been read
       executors/<executor>    a note of each process, for a manager that comes after a crash
       templates/              where templates listen, and what they write
 
@@ -79,9 +79,9 @@ class WorkFolder:
 
     def clear(self) -> None:
         """Remove what a manager that was killed left here, its processes being gone."""
-        for remains in (*(self.path / "sessions").iterdir(), *(self.path / "output").iterdir()):
+        for remains in (self.path / "sessions").iterdir():
             shutil.rmtree(remains, ignore_errors=True)
-        for remains in self.templates.iterdir():
+        for remains in (*(self.path / "output").iterdir(), *self.templates.iterdir()):
             remains.unlink(missing_ok=True)
 
     def release(self) -> None:
@@ -134,9 +134,8 @@ class WorkFolder:
 
         Appending, so that a manager that frees what was read never moves the writer.
         """
-        folder = self.path / "output" / session
-        folder.mkdir(mode=_PRIVATE, exist_ok=True)
-        stdout, stderr = folder / f"{executor}.stdout", folder / f"{executor}.stderr"
+        folder = self.path / "output"
+        stdout, stderr = folder / f"{session}.{executor}.stdout", folder / f"{session}.{executor}.stderr"
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC
         descriptor = os.open(stdout, flags, 0o600)
         try:

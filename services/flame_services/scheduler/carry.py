@@ -99,6 +99,8 @@ class Carrier:
             fence=fence,
             ack_wait_s=self._ack_wait_s,
             max_executors=most,
+            application_revision=self._store.applications.revision(record.application),
+            common_data_key=record.common_data_key,
             created=time.time(),
         )
         await self._store.bindings.create(subjects.executor_key(node, executor), binding)

@@ -59,6 +59,10 @@ class Table(Generic[R]):
         record = decode_record(self._kind, entry.value)
         return None if record is None else (record, entry.revision)
 
+    def revision(self, key: str) -> int:
+        """Return the revision of a key as it is known here; 0 if it is not."""
+        return self._revisions.get(key, 0)
+
     async def refresh(self, key: str) -> None:
         """Read a key from the broker itself and hand on what changed: the watch may be behind."""
         entry = await self._bucket.get(key)
