@@ -233,13 +233,13 @@ OUTPUTS: list[tuple[object, bytes]] = [
 ]
 
 
-@pytest.mark.parametrize(("returned", "sent"), OUTPUTS, ids=repr)
+@pytest.mark.parametrize(("returned", "sent"), OUTPUTS, ids=lambda value: type(value).__name__)
 def test_an_output_is_bytes_text_or_nothing(returned: object, sent: bytes) -> None:
     assert output_bytes(returned) == sent
     assert type(output_bytes(returned)) is bytes
 
 
-@pytest.mark.parametrize("returned", [42, {}, [b"x"], object(), True, TaskOutput({})], ids=repr)  # type: ignore[arg-type]
+@pytest.mark.parametrize("returned", [42, {}, [b"x"], object(), True, TaskOutput({})], ids=lambda value: type(value).__name__)  # type: ignore[arg-type]
 def test_any_other_output_is_refused_by_its_type(returned: object) -> None:
     with pytest.raises(InvalidArgument, match=r"on_task_invoke returned \w+: expected TaskOutput, bytes, str or None"):
         output_bytes(returned)
