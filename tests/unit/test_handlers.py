@@ -239,7 +239,11 @@ def test_an_output_is_bytes_text_or_nothing(returned: object, sent: bytes) -> No
     assert type(output_bytes(returned)) is bytes
 
 
-@pytest.mark.parametrize("returned", [42, {}, [b"x"], object(), True, TaskOutput({})], ids=lambda value: type(value).__name__)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    "returned",
+    [42, {}, [b"x"], object(), True, TaskOutput({})],  # type: ignore[arg-type]
+    ids=lambda value: type(value).__name__,
+)
 def test_any_other_output_is_refused_by_its_type(returned: object) -> None:
     with pytest.raises(InvalidArgument, match=r"on_task_invoke returned \w+: expected TaskOutput, bytes, str or None"):
         output_bytes(returned)
