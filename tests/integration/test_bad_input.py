@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -88,13 +90,21 @@ async def invoke_large(connection: flame.Connection, cluster: Cluster) -> None:
 
 
 async def connect_to_something_else(connection: flame.Connection, cluster: Cluster) -> None:
-    async def not_nats(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.0 400 Bad Request\r\n\r\n")
-        writer.close()
+    def not_nats(listening: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = listening.accept()
+                with client:
+                    client.sendall(b"HTTP/1.0 400 Bad Request\r\n\r\n")
 
-    server = await asyncio.start_server(not_nats, "127.0.0.1", 0)
-    async with server:
-        await flame.connect(f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        answering = threading.Thread(target=not_nats, args=(listening,))
+        answering.start()
+        try:
+            await flame.connect(f"nats://127.0.0.1:{listening.getsockname()[1]}")
+        finally:
+            listening.shutdown(socket.SHUT_RDWR)
+            answering.join()
 
 
 async def connect_to_silence(connection: flame.Connection, cluster: Cluster) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import secrets
 import time
@@ -116,10 +117,15 @@ class TestTls:
         heard = bytearray()
         info = json.dumps({"server_id": "x", "version": "2.15.1", "headers": True, "max_payload": 1024})
 
+        talks: list[asyncio.Task[None] | None] = []
+
         async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            talks.append(asyncio.current_task())
             writer.write(f"INFO {info}\r\n".encode())
             heard.extend(await reader.read())
             writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
         listener = await asyncio.start_server(talk, "127.0.0.1")
         async with listener:
@@ -127,6 +133,9 @@ class TestTls:
             security = Security(tls_ca=authority.certificate if scheme == "nats" else None)
             with pytest.raises(BrokerUnavailable, match=f"{port} is refused: it offers no TLS"):
                 await connect(f"{scheme}://user:password@127.0.0.1:{port}", security=security)
+            async with asyncio.timeout(10):
+                for ended in filter(None, talks):
+                    await ended
         assert heard == b""
 
     @pytest.mark.parametrize(
