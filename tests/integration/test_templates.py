@@ -310,6 +310,14 @@ class TestATemplate:
         await eventually(lambda: not alive(who["parent"]), "the template has ended")
 
 
+def connected(pid: int) -> bool:
+    """Whether a process has a connection, which a service makes to its broker when it has started."""
+    try:
+        return any(one.status == psutil.CONN_ESTABLISHED for one in psutil.Process(pid).net_connections("tcp"))
+    except psutil.Error:
+        return False
+
+
 def started_ahead(mode: str) -> list[int]:
     """Return the processes of services in a mode whose executor is a stand-in."""
     found = []
@@ -326,7 +334,10 @@ class TestProcessesStartedAhead:
         self, connection: flame.Connection, cluster: Cluster, register: Any
     ) -> None:
         app = await register("warm", "is warm", fresh_process=True, warm_instances=2)
-        ahead = await eventually(lambda: len(found := started_ahead("is warm")) == 2 and found, "two are started")
+        ahead = await eventually(
+            lambda: len(found := started_ahead("is warm")) == 2 and all(map(connected, found)) and found,
+            "two are started and have connected",
+        )
         async with (
             await connection.create_session(app) as first,
             await connection.create_session(app, b"x" * 200_000) as second,
