@@ -20,7 +20,7 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
@@ -32,7 +32,7 @@ from flame.service.forked import FAILED, default_signals, end_process, flush_str
 
 ORPHAN_S: Final = 60.0
 """Without a manager and without an executor a template ends after this long."""
-QUIET_S: Final = 0.05
+QUIET_S: Final = 0.02
 """Executors are forked ahead when there has been no order for this long: the last one's needs the processor first."""
 _LIFETIME_GRACE_S: Final = 3.0
 """How long it outlives the cluster that it belongs to: its manager ends it in order if it can."""
@@ -237,7 +237,7 @@ class Template:
     def _hand(self, data: bytes, descriptors: list[int]) -> _Child:
         while True:
             fresh = not self._ahead
-            child = self._fork() if fresh else self._ahead.popleft()
+            child = self._fork(descriptors) if fresh else self._ahead.popleft()
             try:
                 socket.send_fds(child.channel, [data], descriptors)
             except OSError:  # it is dead, and will be reaped
@@ -248,8 +248,11 @@ class Template:
             finally:
                 child.channel.close()
 
-    def _fork(self) -> _Child:
-        """Return a child that waits for its order; raise `OSError` if the system refuses."""
+    def _fork(self, close: Iterable[int] = ()) -> _Child:
+        """Return a child that waits for its order, and has closed some descriptors besides this process's own.
+
+        Raises `OSError` if the system refuses.
+        """
         channel, its_channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with its_channel:
             channel.setblocking(False)
@@ -262,7 +265,7 @@ class Template:
             if pid == 0:
                 try:
                     channel.close()
-                    leave_template(self._own_descriptors())
+                    leave_template((*self._own_descriptors(), *close))
                     self._be_executor(its_channel)
                 finally:
                     os._exit(FAILED)

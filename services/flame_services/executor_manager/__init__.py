@@ -5,6 +5,10 @@
                                   │  ▲
                           record ◄┘  └── reports of the process itself
 
+How an executor comes by its process is the business of `start`: it is forked from a `template`, taken from those that
+were started ahead (`warm`), or started fresh in its `berth`. `stock` has what is ready of one application, `stocks`
+that of all. A process whose service might be a template is on `trial` until it has shown what it is.
+
 `executors` hears what the scheduler wants of this node. `executor` carries one such wish out; the rules that it
 follows are in `life`, which is pure, as `reasons` and the planning in `launch` are. `record` tells the cluster.
 `process`, `captured_file` and `work_folder` are where the operating system is.

@@ -10,6 +10,7 @@ from flame.errors import IllegalTransition
 from flame.protocol.messages import ExecutorReport, TaskFault
 from flame.protocol.records import BindingRecord
 from flame.protocol.states import ExecutorState
+from flame_services.executor_manager import reasons
 from flame_services.executor_manager.life import GO_S, SILENT_S, Life, Limits, notable
 
 BINDING = BindingRecord(
@@ -283,3 +284,46 @@ class TestTheEnd:
         life.give_up("did not end after it had left")
         life.end(-9, "noise", 9.0)
         assert (life.record.clean, life.record.reason) == (True, "")
+
+
+class TestAStartWithASession:
+    def test_is_told_late_or_never(self) -> None:
+        life = Life(BINDING, LIMITS, 1.0)
+        life.identify(7, 0.5)
+        life.start_with_session(2.0)
+        assert told(life) == []
+        assert life.state is BINDING_STATE
+        assert limit(life) == (300, "on_session_enter took longer than 300 s")
+        life.hear(report(BOUND), 3.0)
+        assert told(life) == [BOUND]
+        life.tell_entering(4.0)
+        assert told(life) == []
+
+    def test_is_told_when_entering_takes_its_time(self) -> None:
+        life = Life(BINDING, LIMITS, 1.0)
+        life.start_with_session(2.0)
+        life.tell_entering(2.1)
+        assert told(life) == [BINDING_STATE]
+
+    def test_ends_as_any_other(self) -> None:
+        life = Life(BINDING, LIMITS, 1.0)
+        life.start_with_session(2.0)
+        life.end(-9, "", 3.0)
+        assert told(life) == [RELEASED]
+        assert life.record.reason == "killed by signal SIGKILL while entering the session"
+
+
+def test_how_it_was_started_is_told_in_so_many_words() -> None:
+    life = Life(BINDING, LIMITS, 1.0)
+    life.tell_start("fresh: " + "x" * 1000)
+    life.start(1.0)
+    [record] = life.take_changes()
+    assert record.started == "fresh: " + "x" * 293
+
+
+def test_an_end_that_nobody_saw() -> None:
+    life = life_in(BOUND)
+    life.end(reasons.UNKNOWN, "last words", 9.0)
+    assert life.record.reason == (
+        "ended while bound; how is not known, its template being gone; the end of its stderr:\nlast words"
+    )
