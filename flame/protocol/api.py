@@ -13,6 +13,7 @@ from pydantic import Field
 from flame.errors import FlameError, MalformedMessage, from_code
 from flame.protocol.codec import VERSION, pack, unpack
 from flame.protocol.records import (
+    Amounts,
     ApplicationRecord,
     ApplicationSpec,
     ExecutorRecord,
@@ -21,7 +22,8 @@ from flame.protocol.records import (
     SessionOptions,
     SessionRecord,
 )
-from flame.protocol.states import NodeState, SessionState, TaskState
+from flame.protocol.resources import Resources
+from flame.protocol.states import CloseMode, NodeState, SessionState, TaskState
 
 
 class Verb(StrEnum):
@@ -42,6 +44,7 @@ class Verb(StrEnum):
     LIST_EXECUTORS = "list_executors"
     GET_NODE = "get_node"
     LIST_NODES = "list_nodes"
+    CANCEL_TASKS = "cancel_tasks"
     LIST_TASKS = "list_tasks"
     LOOK_UP_TASKS = "look_up_tasks"
 
@@ -106,9 +109,10 @@ class OpenSession(Request):
 
 
 class CloseSession(Request):
-    """End a session."""
+    """End a session; once it is closing, a mode that goes further than the present one still counts."""
 
     id: str
+    mode: CloseMode = CloseMode.CLOSE
 
 
 class List(Request):
@@ -150,6 +154,14 @@ class LookUpTasks(Request):
     tasks: tuple[str, ...] = Field(max_length=LOOK_UP_LIMIT)
 
 
+class CancelTasks(Request):
+    """Give some tasks of one session up, whether they wait or run."""
+
+    session: str
+    tasks: tuple[str, ...] = Field(min_length=1, max_length=LOOK_UP_LIMIT)
+    reason: str = Field(default="", max_length=1000)
+
+
 class Info(Record):
     """What a cluster is."""
 
@@ -169,6 +181,8 @@ class SessionInfo(Record):
     succeeded: int = 0
     failed: int = 0
     cancelled: int = 0
+    waits_for: str = ""
+    """Why it has fewer executors than it could use, such as ``needs gpu=1; no node has one``."""
 
 
 class NodeInfo(Record):
@@ -183,6 +197,11 @@ class NodeInfo(Record):
     arch: str
     os: str
     executors: int
+    used: Amounts = Resources()
+    """What its executors were given of it."""
+    memory_by: str = ""
+    """See `NodeRecord`."""
+    cpu_by: str = ""
 
 
 class ApplicationPage(Record):
@@ -239,6 +258,13 @@ class TaskLooks(Record):
     """Their terminal records, as stored."""
     unread: tuple[str, ...] = ()
     """Those that did not fit in one answer: ask for them again."""
+
+
+class TaskCancels(Record):
+    """What became of the tasks that were to be cancelled."""
+
+    states: dict[str, TaskState] = Field(default_factory=dict)
+    """The terminal state of each: another than cancelled if it had ended before. Those not named here are not known."""
 
 
 def answer_ok(result: Record | None) -> bytes:

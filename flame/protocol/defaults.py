@@ -26,6 +26,17 @@ MANAGER_SILENCE_S: Final = 2.0
 LEASE_CERTAIN: Final = 0.8
 """The part of ``ack_wait`` during which a lease is certainly still held."""
 
+TASK_TIMEOUT_S: Final = 3600.0
+"""How long one run of a task may take."""
+TASK_STOP_S: Final = 5.0
+"""How long a run that was cancelled, or is over its time, may take to end before its process is ended."""
+MAX_ATTEMPTS: Final = 1
+RETRY_BACKOFF_S: Final = 0.1
+"""Before the second run of a task that may be tried again; doubled each time up to `BACKOFF_MAX_S`."""
+IDLE_TIMEOUT_S: Final = 24 * 3600.0
+"""An open session without tasks is closed after this long."""
+WEIGHT: Final = 1.0
+
 POISON_LIMIT: Final = 3
 """A task that this many executors were lost with is given up."""
 

@@ -9,10 +9,39 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from flame.errors import MalformedMessage
+from flame.protocol import defaults
 from flame.protocol.codec import VERSION, pack, unpack
 from flame.protocol.states import ExecutorState, TaskState
 
 _NOTHING: Final = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskOptions:
+    """How one task is to be run; ``None`` leaves a matter to its application. Times count from when it was stored."""
+
+    timeout_s: float | None = None
+    """How long one run may take."""
+    expires_s: float | None = None
+    """After this long it isn't worth starting any more: it fails as expired."""
+    delay_s: float | None = None
+    """It is not started before."""
+    max_attempts: int | None = None
+    """How often it may run if the service raises; see `flame.protocol.records.ApplicationSpec.max_attempts`."""
+
+    def fields(self) -> dict[str, Any]:
+        """Return the map on the wire."""
+        return {name: value for name in _OPTIONS if (value := getattr(self, name)) is not None}
+
+    @classmethod
+    def from_fields(cls, fields: object) -> TaskOptions:
+        """Read one from the map on the wire, ignoring keys of newer versions."""
+        if not isinstance(fields, dict):
+            raise MalformedMessage(f"options: expected a map, got {type(fields).__name__}")
+        return cls(**{name: _number(fields, name, None) for name in _OPTIONS if fields.get(name) is not None})
+
+
+_OPTIONS: Final = tuple(TaskOptions.__dataclass_fields__)
 
 
 @dataclass(slots=True)
@@ -24,6 +53,8 @@ class TaskMessage:
     """Somebody wants to hear at once that it runs; otherwise only a long one says so."""
     again: bool = False
     """The client stored it before and could not learn whether that worked: look for a result before running."""
+    options: TaskOptions | None = None
+    """What its creator asked for; ``None``: what its application says."""
 
     def encode(self) -> bytes:
         """Return the bytes on the wire."""
@@ -32,13 +63,21 @@ class TaskMessage:
             fields["listen"] = True
         if self.again:
             fields["again"] = True
+        if self.options is not None:
+            fields["options"] = self.options.fields()
         return pack(fields)
 
     @classmethod
     def decode(cls, data: bytes) -> TaskMessage:
         """Read one; raise `MalformedMessage` if it is none."""
         fields = _frame(data, "task")
-        return cls(_bytes(fields, "input"), bool(fields.get("listen")), bool(fields.get("again")))
+        options = fields.get("options")
+        return cls(
+            _bytes(fields, "input"),
+            bool(fields.get("listen")),
+            bool(fields.get("again")),
+            None if options is None else TaskOptions.from_fields(options),
+        )
 
 
 @dataclass(slots=True)
@@ -167,6 +206,9 @@ class ExecutorReport:
     succeeded: int = 0
     """Records of this executor that the broker stored, by outcome."""
     failed: int = 0
+    cancelled: int = 0
+    counted_to: int = 0
+    """Every record of this executor up to this sequence of the result stream is counted above."""
     running: int = 0
     """Tasks that user code runs now."""
     held: int = 0
@@ -218,7 +260,7 @@ class ExecutorReport:
         return report
 
 
-_COUNTS: Final = ("succeeded", "failed", "running", "held", "pending")
+_COUNTS: Final = ("succeeded", "failed", "cancelled", "counted_to", "running", "held", "pending")
 
 
 @dataclass(slots=True)
@@ -242,6 +284,14 @@ class Assignment:
     """How long ``on_session_leave`` may take."""
     ledger: str = ""
     """The file in which the executor notes what it holds (see `flame.ledger`); empty: it keeps its leases itself."""
+    timeout_s: float = defaults.TASK_TIMEOUT_S
+    """This and the following are the application's, for tasks that don't say otherwise; 0 is no limit, or none."""
+    expires_s: float = 0.0
+    delay_s: float = 0.0
+    max_attempts: int = defaults.MAX_ATTEMPTS
+    retry_on: tuple[str, ...] = ()
+    """Classes of exceptions after which a task may run again; empty: all."""
+    retry_backoff_s: float = defaults.RETRY_BACKOFF_S
 
     def fields(self) -> dict[str, Any]:
         """Return the map on the wire."""
@@ -253,7 +303,8 @@ class Assignment:
         if not isinstance(fields, dict):
             raise MalformedMessage(f"assignment: expected a map, got {type(fields).__name__}")
         try:
-            return cls(**{name: fields[name] for name in _ASSIGNMENT if name in fields})
+            known = {name: fields[name] for name in _ASSIGNMENT if name in fields}
+            return cls(**{**known, "retry_on": tuple(known.get("retry_on", ()))})
         except TypeError as error:
             raise MalformedMessage(f"assignment: {error}") from None
 
@@ -263,18 +314,29 @@ _ASSIGNMENT: Final = tuple(Assignment.__dataclass_fields__)
 
 @dataclass(slots=True)
 class Attempts:
-    """How many executors were lost while they ran a task."""
+    """What became of a task's earlier runs."""
 
     lost: int = 0
+    """Executors that were lost while they ran it."""
+    raised: int = 0
+    """Runs after which it may run again, since the service raised."""
+    not_before: float = 0.0
+    """It is not to be started before this, Unix seconds."""
 
     def encode(self) -> bytes:
         """Return the bytes in the bucket."""
-        return pack({"v": VERSION, "kind": "attempts", "lost": self.lost})
+        fields: dict[str, Any] = {"v": VERSION, "kind": "attempts", "lost": self.lost}
+        if self.raised:
+            fields["raised"] = self.raised
+        if self.not_before:
+            fields["not_before"] = self.not_before
+        return pack(fields)
 
     @classmethod
     def decode(cls, data: bytes) -> Attempts:
         """Read one; raise `MalformedMessage` if it is none."""
-        return cls(_number(_frame(data, "attempts"), "lost", 0))
+        fields = _frame(data, "attempts")
+        return cls(_number(fields, "lost", 0), _number(fields, "raised", 0), float(_number(fields, "not_before", 0.0)))
 
 
 SERVE: Final = "serve"
@@ -297,6 +359,8 @@ class Orders:
     """With the assignment of a process that was started ahead: the name of the executor that it is from now on."""
     folder: str = ""
     """With ``executor``: the folder to work in from now on; empty if that does not change."""
+    force: bool = False
+    """With `LEAVE`: the running tasks are to be stopped and recorded as cancelled."""
 
     def encode(self) -> bytes:
         """Return the bytes on the wire."""
@@ -307,6 +371,8 @@ class Orders:
             fields["executor"] = self.executor
         if self.folder:
             fields["folder"] = self.folder
+        if self.force:
+            fields["force"] = True
         return pack(fields)
 
     @classmethod
@@ -320,6 +386,7 @@ class Orders:
             None if assignment is None else Assignment.from_fields(assignment),
             _text(fields, "executor"),
             _text(fields, "folder"),
+            bool(fields.get("force")),
         )
 
 
@@ -344,14 +411,30 @@ class LogChunk:
         return cls(_text(fields, "stream"), float(_number(fields, "at", 0.0)), _bytes(fields, "data"))
 
 
-def encode_nudge(executor: str = "") -> bytes:
-    """Encode a control message: the named executor, or every one of the session, should report now."""
-    return pack({"v": VERSION, "kind": "control", "executor": executor})
+@dataclass(slots=True)
+class Control:
+    """What the executors of a session, and their managers, are told in between: report now, or stop tasks."""
 
+    executor: str = ""
+    """Whom it is for; empty: every executor of the session."""
+    cancel: tuple[str, ...] = ()
+    """Tasks that have their cancelled records: not to be started, and to be stopped if they run."""
 
-def decode_nudge(data: bytes) -> str:
-    """Return whom a control message is for; empty for every executor of the session."""
-    return _text(_frame(data, "control"), "executor")
+    def encode(self) -> bytes:
+        """Return the bytes on the wire."""
+        fields: dict[str, Any] = {"v": VERSION, "kind": "control", "executor": self.executor}
+        if self.cancel:
+            fields["cancel"] = list(self.cancel)
+        return pack(fields)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Control:
+        """Read one; raise `MalformedMessage` if it is none."""
+        fields = _frame(data, "control")
+        cancel = fields.get("cancel", ())
+        if not isinstance(cancel, list | tuple) or not all(isinstance(task, str) for task in cancel):
+            raise MalformedMessage("cancel: expected a list of task ids")
+        return cls(_text(fields, "executor"), tuple(cancel))
 
 
 def _frame(data: bytes, kind: str) -> dict[str, Any]:

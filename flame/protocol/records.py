@@ -12,7 +12,7 @@ from flame.errors import FlameError, InvalidArgument, MalformedMessage
 from flame.protocol import defaults
 from flame.protocol.codec import VERSION, pack, unpack
 from flame.protocol.resources import Resources
-from flame.protocol.states import ApplicationState, ExecutorState, SessionState
+from flame.protocol.states import ApplicationState, CloseMode, ExecutorState, Placement, SessionState
 from flame.protocol.subjects import check_application, check_token
 
 R = TypeVar("R", bound="Record")
@@ -158,6 +158,26 @@ class ApplicationSpec(Input):
     """Tasks that one executor runs at once."""
     session_retry_limit: int = Field(default=defaults.SESSION_RETRY_LIMIT, ge=1, le=1000)
     """Attempts at entering a session before the session fails."""
+    max_executors: int | None = Field(default=None, ge=1, le=1_000_000)
+    """The most executors that all its sessions have together; ``None``: no such limit."""
+    weight: float = Field(default=defaults.WEIGHT, ge=0.001, le=1000, allow_inf_nan=False)
+    """Its sessions' part of a full cluster, in relation to that of others of the same priority."""
+    placement: Placement = Placement.SPREAD
+    """Which nodes its executors are placed on, of those that have room."""
+    idle_timeout_s: float = Field(default=defaults.IDLE_TIMEOUT_S, ge=0, le=365 * 24 * 3600, allow_inf_nan=False)
+    """An open session that has had no task for this long is closed; 0: never."""
+    timeout_s: float = Field(default=defaults.TASK_TIMEOUT_S, gt=0, le=defaults.RESULT_AGE_S, allow_inf_nan=False)
+    """How long one run of a task may take; then it is stopped and the task has failed."""
+    expires_s: float = Field(default=0.0, ge=0, le=defaults.RESULT_AGE_S, allow_inf_nan=False)
+    """A task that was not started for this long isn't started any more but fails; 0: it stays worth starting."""
+    delay_s: float = Field(default=0.0, ge=0, le=defaults.RESULT_AGE_S, allow_inf_nan=False)
+    """A task is not started before this has passed since it was stored."""
+    max_attempts: int = Field(default=defaults.MAX_ATTEMPTS, ge=1, le=1000)
+    """How often a task may run if the service raises; a lost executor is not counted here."""
+    retry_on: tuple[str, ...] = ()
+    """The classes of exceptions, named as in a task's ``error.type``, after which it may run again; empty: all."""
+    retry_backoff_s: float = Field(default=defaults.RETRY_BACKOFF_S, ge=0, le=3600, allow_inf_nan=False)
+    """Before the second run of a task; doubled before each further one, up to 5 s or this if it is more, jittered."""
     fresh_process: bool = False
     """Start every executor as a process of its own, never as a fork of one that has loaded the service before."""
     warm_instances: int = Field(default=0, ge=0, le=1000)
@@ -193,6 +213,10 @@ class SessionOptions(Input):
     """Of each of its executors."""
     labels: Labels = Field(default_factory=dict)
     """What its creator calls it by; `list_sessions` finds it by them."""
+    weight: float | None = Field(default=None, ge=0.001, le=1000, allow_inf_nan=False)
+    """Its part of a full cluster, in relation to that of others of its priority; ``None``: the application's."""
+    idle_timeout_s: float | None = Field(default=None, ge=0, le=365 * 24 * 3600, allow_inf_nan=False)
+    """It is closed when it has had no task for this long; 0: never. ``None``: the application's."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -226,10 +250,14 @@ class SessionRecord(Record):
     state: SessionState = SessionState.OPEN
     settled: bool = False
     """Every task of an ended session has its record."""
+    close_mode: CloseMode = CloseMode.CLOSE
+    """Once it is closing: what becomes of its tasks."""
     reason: str = ""
-    """Why it failed."""
+    """Why it failed, or was closed by the cluster."""
     created: float
     ended: float = 0.0
+    idle_since: float = 0.0
+    """When its last executor left, Unix seconds; 0 if it never had one."""
     common_data_key: str = ""
     """Where its common data is; empty if it has none."""
     epoch: int = 0
@@ -237,9 +265,15 @@ class SessionRecord(Record):
     bind_failures: int = 0
     """Attempts at entering it that failed in a row."""
     succeeded: int = 0
-    """Records written by executors that have left, by outcome."""
+    """Records written by executors that have left, by outcome, and by the control side."""
     failed: int = 0
     cancelled: int = 0
+    counted: tuple[str, ...] = ()
+    """Executors that are counted above although their bindings may still be there."""
+    writer: str = ""
+    """The scheduler that is writing records of its tasks, which are not counted yet; empty if none is."""
+    written_from: int = 0
+    """With ``writer``: what it writes is behind this sequence of the result stream."""
 
 
 class NodeRecord(Record):
@@ -251,6 +285,10 @@ class NodeRecord(Record):
     os: str
     capacity: Amounts
     started: float
+    memory_by: str = ""
+    """How executors are held to the memory that they asked for: ``cgroup2``, ``cgroup1``, or ``watch``."""
+    cpu_by: str = ""
+    """The same of processors: ``cgroup2``, ``cgroup1``, ``affinity``, or ``none``."""
     beat: int = 0
     """Rises with every heartbeat, so that a reader sees it change."""
     stopping: bool = False
@@ -272,6 +310,10 @@ class BindingRecord(Record):
     """For how long its consumer's deliveries are good after their last extension."""
     leave: bool = False
     """The executor is to leave its session and end."""
+    force: bool = False
+    """With ``leave``: its running tasks are stopped and recorded as cancelled."""
+    resources: Amounts = defaults.RESOURCES
+    """What it is given on the node."""
     max_executors: int = 0
     """How many the session's consumer was made for; 0 if that is not known."""
     application_revision: int = 0
@@ -298,6 +340,9 @@ class ExecutorRecord(Record):
     """How that was: ``forked`` from a template, ``warm``: started ahead, or ``fresh``; the last two with the reason."""
     succeeded: int = 0
     failed: int = 0
+    cancelled: int = 0
+    counted_to: int = 0
+    """Every record of its up to this sequence of the result stream is counted above."""
     running: int = 0
     pending: int = 0
     """Tasks of its session that the broker held when it last knew."""
@@ -309,6 +354,8 @@ class ExecutorRecord(Record):
     """It entered its session."""
     reason: str = ""
     """Once released: why, if not in order."""
+    code: str = ""
+    """With ``reason``: which kind of end it was, a `flame.protocol.codes.ReasonCode`."""
     created: float
     updated: float
 

@@ -39,6 +39,26 @@ class SessionState(StrEnum):
     """Its service could not enter it; every task has its record."""
 
 
+class CloseMode(StrEnum):
+    """What becomes of the tasks of a session that is closed. Each goes further than the one before it here."""
+
+    DRAIN = "drain"
+    """Waiting tasks run first."""
+    CLOSE = "close"
+    """Running tasks finish, waiting ones are cancelled."""
+    FORCE = "force"
+    """Running tasks are stopped, and cancelled like the waiting ones."""
+
+
+class Placement(StrEnum):
+    """Which of the nodes that have room get an executor."""
+
+    SPREAD = "spread"
+    """The one with the largest part free."""
+    PACK = "pack"
+    """The one with the least room that suffices, so that others stay free for large requests."""
+
+
 class SessionEvent(StrEnum):
     """What happens to a session."""
 

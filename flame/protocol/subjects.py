@@ -120,8 +120,28 @@ def session_events(application: str, session: str) -> str:
     return f"flame.session.{application}.{session}"
 
 
+def all_session_events() -> str:
+    """Live notifications about every session, its executors included."""
+    return "flame.session.*.*"
+
+
+def node_events(node: str) -> str:
+    """Live notifications about a node; ``*`` for all."""
+    return f"flame.node.{node}"
+
+
+def application_events(application: str) -> str:
+    """Live notifications about an application; ``*`` for all."""
+    return f"flame.application.{application}"
+
+
+def all_task_events() -> str:
+    """Everything that happens to any task."""
+    return "flame.event.*.*.*.*"
+
+
 def control(application: str, session: str) -> str:
-    """Nudges to the executors of a session; what they must do is in the answers to their reports."""
+    """To a session's executors and their managers: report now, stop tasks; see `flame.protocol.messages.Control`."""
     return f"flame.control.{application}.{session}"
 
 

@@ -13,7 +13,7 @@ from flame.cancel import end_task
 from flame.errors import BrokerUnavailable, MalformedMessage
 from flame.logs import get_logger
 from flame.protocol import subjects
-from flame.protocol.messages import LEAVE, WAIT, ExecutorReport, Orders, decode_nudge
+from flame.protocol.messages import LEAVE, WAIT, Control, ExecutorReport, Orders
 
 log = get_logger("flame.executor")
 
@@ -80,7 +80,7 @@ class Reporter:
 
         def on_nudge(message: LiveMessage) -> None:
             try:
-                if decode_nudge(message.data) in ("", self._executor):
+                if Control.decode(message.data).executor in ("", self._executor):
                     self.wake_now()
             except MalformedMessage as error:
                 log.warning("unreadable control message", error=str(error))

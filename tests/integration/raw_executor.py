@@ -18,7 +18,7 @@ from flame.broker.jetstream import JetStreamBroker, connect
 from flame.broker.seam import LiveMessage
 from flame.errors import FlameError
 from flame.protocol import subjects
-from flame.protocol.messages import LEAVE, Assignment, ExecutorReport, Orders, TaskFault, decode_nudge
+from flame.protocol.messages import LEAVE, Assignment, Control, ExecutorReport, Orders, TaskFault
 from flame.protocol.states import ExecutorState
 
 MODE = os.environ.get("MODE", "")
@@ -102,7 +102,7 @@ class RawExecutor:
             self.nudged.clear()
 
     def on_control(self, message: LiveMessage) -> None:
-        if decode_nudge(message.data) in ("", EXECUTOR):
+        if Control.decode(message.data).executor in ("", EXECUTOR):
             note("nudged")
             self.nudged.set()
 

@@ -409,8 +409,6 @@ def test_an_example_is_read_and_made_as_shown(kind: str, octets: str, said: str)
 
 def made(kind: str, data: bytes) -> Any:
     """What becomes of an example that is read and written again."""
-    if kind == "control":
-        return msgpack.unpackb(messages.encode_nudge(messages.decode_nudge(data)))
     if kind == "refusal":
         with pytest.raises(flame.FlameError) as caught:
             api.read_answer(data)

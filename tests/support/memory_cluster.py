@@ -16,7 +16,7 @@ from flame.broker.memory import MemoryBroker, MemoryServer
 from flame.broker.seam import Entry
 from flame.errors import FlameError, Unavailable
 from flame.protocol import defaults, subjects, topology
-from flame.protocol.messages import LEAVE, SERVE, Assignment, ExecutorReport, Orders, encode_nudge
+from flame.protocol.messages import LEAVE, SERVE, Assignment, Control, ExecutorReport, Orders
 from flame.protocol.records import ApplicationSpec, BindingRecord, ExecutorRecord, NodeRecord
 from flame.protocol.resources import Resources
 from flame.protocol.states import ExecutorState
@@ -121,7 +121,7 @@ class MemoryManager:
     def _nudge(self, binding: BindingRecord) -> None:
         control = subjects.control(binding.application, binding.session)
         self._writing[f"nudge {binding.executor}"] = asyncio.create_task(
-            self.broker.publish(control, encode_nudge(binding.executor))
+            self.broker.publish(control, Control(binding.executor).encode())
         )
 
     async def _live(self, binding: BindingRecord) -> None:

@@ -17,11 +17,13 @@ from flame.protocol import messages as protocol
 from flame.protocol.api import CreateSession, Info, LookUpTasks, TaskLooks, answer_error, answer_ok, read_answer
 from flame.protocol.codec import VERSION, pack, unpack
 from flame.protocol.codes import ErrorCode
+from flame.protocol.events import ClusterEvent
 from flame.protocol.messages import (
     LEAVE,
     SERVE,
     WAIT,
     Attempts,
+    Control,
     ExecutorReport,
     LogChunk,
     Orders,
@@ -29,8 +31,6 @@ from flame.protocol.messages import (
     RunningEvent,
     TaskFault,
     TaskMessage,
-    decode_nudge,
-    encode_nudge,
 )
 from flame.protocol.records import SessionOptions
 from flame.protocol.states import TaskState
@@ -54,10 +54,11 @@ MESSAGES: dict[type[Any], st.SearchStrategy[Any]] = {
     Orders: made_of_fields(Orders, want=st.sampled_from([SERVE, LEAVE, WAIT])),
     Attempts: made_of_fields(Attempts),
     LogChunk: made_of_fields(LogChunk),
+    Control: made_of_fields(Control),
+    ClusterEvent: made_of_fields(ClusterEvent),
 }
 """Every kind of message, as it may be made."""
 DECODERS: dict[str, Callable[[bytes], object]] = {kind.__name__: kind.decode for kind in MESSAGES}
-DECODERS["a nudge"] = decode_nudge
 messages = st.sampled_from(list(MESSAGES)).flatmap(lambda kind: MESSAGES[kind])
 
 
@@ -65,7 +66,7 @@ def test_every_kind_of_message_is_tested_here() -> None:
     kinds = {
         value for value in vars(protocol).values() if inspect.isclass(value) and value.__module__ == protocol.__name__
     }
-    assert {kind for kind in kinds if hasattr(kind, "decode")} == set(MESSAGES)
+    assert {kind for kind in kinds if hasattr(kind, "decode")} | {ClusterEvent} == set(MESSAGES)
 
 
 # ---- the codec
@@ -180,11 +181,6 @@ def test_a_record_is_terminal(state: object) -> None:
 
 def test_an_order_that_is_not_known_yet_is_to_serve() -> None:
     assert Orders.decode(pack({"v": VERSION, "kind": "orders", "want": "dance"})).want == SERVE
-
-
-@given(plain_text)
-def test_a_nudge_comes_back_as_it_was(executor: str) -> None:
-    assert decode_nudge(encode_nudge(executor)) == executor
 
 
 def test_a_fault_needs_nothing() -> None:

@@ -12,7 +12,7 @@ from typing import Final
 from flame.errors import FlameError, IllegalTransition
 from flame.logs import get_logger
 from flame.protocol import defaults, subjects
-from flame.protocol.messages import LEAVE, SERVE, Assignment, ExecutorReport, Orders, encode_nudge
+from flame.protocol.messages import LEAVE, SERVE, Assignment, Control, ExecutorReport, Orders
 from flame.protocol.records import BindingRecord
 from flame.protocol.states import ExecutorState
 from flame_services.executor_manager.assignment import Briefing, Superseded, read_briefing
@@ -100,7 +100,7 @@ class Executor:
         with contextlib.suppress(FlameError):
             for name in names:
                 subject = subjects.control(self.binding.application, self.binding.session)
-                await self._place.broker.publish(subject, encode_nudge(name))
+                await self._place.broker.publish(subject, Control(name).encode())
 
     def drop(self) -> None:
         """End it and remove its record: its binding is gone."""

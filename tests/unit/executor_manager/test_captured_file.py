@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flame.errors import MalformedMessage
-from flame.protocol.messages import LogChunk, encode_nudge
+from flame.protocol.messages import Control, LogChunk
 from flame_services.executor_manager import captured_file
 from flame_services.executor_manager.captured_file import CHUNK_BYTES, FREED_BYTES, PARTIAL_LINE_S, CapturedFile, cut
 
@@ -20,7 +20,7 @@ def test_a_chunk_is_read_as_it_was_written() -> None:
     chunk = LogChunk("stderr", 5.5, b"caf\xc3\xa9 \xff\n")
     assert LogChunk.decode(chunk.encode()) == chunk
     with pytest.raises(MalformedMessage):
-        LogChunk.decode(encode_nudge())
+        LogChunk.decode(Control().encode())
 
 
 @pytest.mark.parametrize(
