@@ -166,7 +166,7 @@ class ApplicationSpec(Input):
     """Which nodes its executors are placed on, of those that have room."""
     idle_timeout_s: float = Field(default=defaults.IDLE_TIMEOUT_S, ge=0, le=365 * 24 * 3600, allow_inf_nan=False)
     """An open session that has had no task for this long is closed; 0: never."""
-    timeout_s: float = Field(default=defaults.TASK_TIMEOUT_S, gt=0, le=defaults.RESULT_AGE_S, allow_inf_nan=False)
+    timeout_s: float = Field(default=defaults.TASK_TIMEOUT_S, ge=0.001, le=defaults.RESULT_AGE_S, allow_inf_nan=False)
     """How long one run of a task may take; then it is stopped and the task has failed."""
     expires_s: float = Field(default=0.0, ge=0, le=defaults.RESULT_AGE_S, allow_inf_nan=False)
     """A task that was not started for this long isn't started any more but fails; 0: it stays worth starting."""
