@@ -14,7 +14,7 @@ TOOLS := .venv/tools-$(HERE)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench lint format constraints clean
+.PHONY: help demo test bench lint format docs constraints clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 22
@@ -38,6 +38,9 @@ lint: $(TOOLS) ## Check style, types and the rules of imports
 format: $(TOOLS) ## Put the code into shape
 	$(BIN)/python -m ruff check --fix
 	$(BIN)/python -m ruff format
+
+docs: $(PRODUCT) ## Draw the diagrams of docs/lifecycles.md from the tables
+	$(BIN)/python docs/diagrams.py
 
 constraints: $(TOOLS) ## Pin the newest versions that fit pyproject.toml
 	@{ sed -n '/^#/p' constraints.txt; \

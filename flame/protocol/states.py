@@ -63,7 +63,7 @@ class SessionEvent(StrEnum):
     """What happens to a session."""
 
     CLOSE = "close"
-    """A client asked for its end."""
+    """A client asked for its end, or it was idle for too long; once more, if that is to go further than before."""
     FAIL = "fail"
     """No executor could enter it."""
     SETTLED = "settled"
@@ -97,6 +97,8 @@ class TaskEvent(StrEnum):
     CANCEL = "cancel"
     LOST = "lost"
     """Its executor is gone: it waits again."""
+    RETRY = "retry"
+    """The service raised, and it may run again: it waits, for a while."""
 
 
 class ExecutorState(StrEnum):
@@ -184,6 +186,8 @@ SESSION: Final = StateTable[SessionState, SessionEvent](
     {
         (SessionState.OPEN, SessionEvent.CLOSE): SessionState.CLOSING,
         (SessionState.OPEN, SessionEvent.FAIL): SessionState.FAILED,
+        (SessionState.CLOSING, SessionEvent.CLOSE): SessionState.CLOSING,
+        (SessionState.CLOSING, SessionEvent.FAIL): SessionState.FAILED,
         (SessionState.CLOSING, SessionEvent.SETTLED): SessionState.CLOSED,
     },
 )
@@ -199,6 +203,7 @@ TASK: Final = StateTable[TaskState, TaskEvent](
         (TaskState.RUNNING, TaskEvent.FAIL): TaskState.FAILED,
         (TaskState.RUNNING, TaskEvent.CANCEL): TaskState.CANCELLED,
         (TaskState.RUNNING, TaskEvent.LOST): TaskState.PENDING,
+        (TaskState.RUNNING, TaskEvent.RETRY): TaskState.PENDING,
     },
 )
 
