@@ -67,12 +67,16 @@ if TYPE_CHECKING:
         TaskExpired,
         TaskFailed,
         TaskNotFound,
+        TaskTimeout,
         TimedOut,
         Unavailable,
+        WrongThread,
     )
-    from flame.protocol.messages import TaskFault
+    from flame.protocol.api import SessionInfo
+    from flame.protocol.events import ClusterEvent
+    from flame.protocol.messages import TaskFault, TaskOptions
     from flame.protocol.records import ApplicationSpec
-    from flame.protocol.states import SessionState, TaskState
+    from flame.protocol.states import CloseMode, SessionState, TaskState
     from flame.service.contexts import FlameService, SessionContext, TaskContext, TaskOutput
     from flame.service.run import run
 
@@ -83,6 +87,8 @@ __all__ = [
     "ApplicationNotFound",
     "ApplicationSpec",
     "BrokerUnavailable",
+    "CloseMode",
+    "ClusterEvent",
     "ConfigurationError",
     "Connection",
     "ExecutorNotFound",
@@ -102,6 +108,7 @@ __all__ = [
     "SessionEvent",
     "SessionExists",
     "SessionFailed",
+    "SessionInfo",
     "SessionNotFound",
     "SessionNotOpen",
     "SessionSpec",
@@ -117,10 +124,13 @@ __all__ = [
     "TaskHandle",
     "TaskInformer",
     "TaskNotFound",
+    "TaskOptions",
     "TaskOutput",
     "TaskState",
+    "TaskTimeout",
     "TimedOut",
     "Unavailable",
+    "WrongThread",
     "__version__",
     "close_session",
     "connect",
@@ -177,12 +187,20 @@ _NAMES = {
         "TaskExpired",
         "TaskFailed",
         "TaskNotFound",
+        "TaskTimeout",
         "TimedOut",
         "Unavailable",
+        "WrongThread",
     ),
-    "flame.protocol.messages": ("TaskFault",),
+    "flame.protocol.api": ("SessionInfo",),
+    "flame.protocol.events": ("ClusterEvent",),
+    "flame.protocol.messages": (
+        "TaskFault",
+        "TaskOptions",
+    ),
     "flame.protocol.records": ("ApplicationSpec",),
     "flame.protocol.states": (
+        "CloseMode",
         "SessionState",
         "TaskState",
     ),

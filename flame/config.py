@@ -49,6 +49,14 @@ SECURITY_VARIABLES: Final = (CREDENTIALS_VARIABLE, TLS_CA_VARIABLE, TLS_CERTIFIC
 """Whoever starts a program that connects by itself passes these on."""
 
 
+def absolute(file: str, folder: Path | None = None) -> Path:
+    """Return where a file is that somebody named: ``~`` is their home, and it starts at ``folder``, or here.
+
+    Files are read again at every reconnect, and by programs that start elsewhere: a relative path would be another.
+    """
+    return (folder or Path()).absolute() / Path(file).expanduser()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Security:
     """The files with which a program proves who it is to the broker, and by which it knows the broker.
@@ -87,7 +95,7 @@ class Security:
 
         def file(name: str) -> Path | None:
             value = variables.get(name)
-            return Path(value).expanduser() if value else None
+            return absolute(value) if value else None
 
         return cls(
             credentials=file(CREDENTIALS_VARIABLE),

@@ -25,7 +25,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NoReturn
 
-from flame.config import Security, Target, check_endpoint
+from flame.config import Security, Target, absolute, check_endpoint
 from flame.errors import ConfigurationError
 
 Node = Any
@@ -148,7 +148,7 @@ class _File:
         return str(node.value)
 
     def _file(self, node: Node, place: str) -> Path:
-        path = self._path.parent / Path(self._text(node, place)).expanduser()
+        path = absolute(self._text(node, place), self._path.parent)
         try:
             path.open("rb").close()
         except OSError as error:

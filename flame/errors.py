@@ -22,11 +22,13 @@
     │   └── QueueFull
     ├── TaskError                     a task ended, but not with an output; carries the task
     │   ├── TaskFailed
+    │   │   └── TaskTimeout
     │   ├── TaskCancelled
     │   └── TaskExpired
     ├── MalformedMessage (ValueError) bytes on the wire are not what the protocol says
     │   └── UnsupportedVersion
     ├── IllegalTransition             a state machine was asked for a move that it doesn't have
+    ├── WrongThread (RuntimeError)    called on a thread that would wait for itself
     ├── Unavailable                   may work later; the effect may have happened where the text says so
     │   ├── BrokerUnavailable
     │   └── SchedulerUnavailable
@@ -173,19 +175,33 @@ class TaskError(FlameError):
 
 
 class TaskFailed(TaskError):
-    """The service raised for this task, or the task was given up with its session."""
+    """The service raised for this task, or the task was given up; ``task.error.code`` says which.
+
+    ``task_failed``: the service raised. ``session_failed``: it waited when its session failed. ``task_poisoned``: too
+    many executors were lost while they ran it. ``out_of_memory``: its executor used more than its session asked for.
+    ``payload_too_large``: its output is over the limit. ``internal``: a fault of Flame itself.
+    """
 
     code = ErrorCode.TASK_FAILED
 
 
+class TaskTimeout(TaskFailed):
+    """A run of the task took longer than its ``timeout_s``, or its application's, and was stopped.
+
+    Not to be confused with `TimedOut`: that is the caller's own limit, after which the task goes on.
+    """
+
+    code = ErrorCode.TASK_TIMEOUT
+
+
 class TaskCancelled(TaskError):
-    """The task was cancelled before it produced an output."""
+    """The task was cancelled before it produced an output: by a client, or with its session."""
 
     code = ErrorCode.TASK_CANCELLED
 
 
 class TaskExpired(TaskError):
-    """The task's result is older than the application's result age and is gone."""
+    """The task was not started within its ``expires_s``; or its result is older than results are kept, and is gone."""
 
     code = ErrorCode.TASK_EXPIRED
 
@@ -204,6 +220,12 @@ class UnsupportedVersion(MalformedMessage):
 
 class IllegalTransition(FlameError):
     """A state machine was asked for a move that its table doesn't have. Nothing was changed."""
+
+
+class WrongThread(FlameError, RuntimeError):
+    """A call of `flame.sync` on a thread that is needed for its answer: it would wait for itself. Nothing was done."""
+
+    code = ErrorCode.INVALID_ARGUMENT
 
 
 class Unavailable(FlameError):

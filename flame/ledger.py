@@ -30,7 +30,7 @@ from typing import Final, NamedTuple, Self, cast
 
 from flame.errors import ConfigurationError
 
-MAGIC: Final = b"FLMLDGR1"
+MAGIC: Final = b"FLMLDGR2"
 SLOTS: Final = 1024
 """Deliveries that an executor may hold at once, those whose records are on their way included."""
 
@@ -54,9 +54,12 @@ _STATES_AT: Final = 64
 _MARKS_AT: Final = _STATES_AT + SLOTS
 _BODIES_AT: Final = _MARKS_AT + SLOTS
 _BODY: Final = 512
-_SLOT: Final = struct.Struct("<IHHdd")  # generation, length of the handle, of the task id, taken at, started at
+_SLOT: Final = struct.Struct(
+    "<IHHddd"
+)  # generation, length of the handle, of the task id, taken at, started at, deadline
 _GENERATION: Final = struct.Struct("<I")
-_SLOT_STARTED: Final = struct.Struct("<d")
+_SLOT_STARTED: Final = struct.Struct("<dd")  # started at, deadline
+_STARTED_AT: Final = 16
 _TEXT_MOST: Final = _BODY - _SLOT.size
 _SLOT_TEXT: Final = struct.Struct(f"{_SLOT.format}{_TEXT_MOST}s")
 SIZE: Final = _BODIES_AT + SLOTS * _BODY
@@ -75,6 +78,8 @@ class Slot(NamedTuple):
     """The task's key, see `flame.protocol.subjects.task_key`."""
     taken_at: float
     started_at: float
+    deadline: float
+    """When its run is to have ended; 0: it has no limit, or does not run."""
 
 
 class Ledger:
@@ -105,15 +110,20 @@ class Ledger:
             return -1
         slot = self._free.pop()
         self._generation = generation = (self._generation + 1) & 0xFFFFFFFF
-        _SLOT_TEXT.pack_into(self._map, _BODIES_AT + slot * _BODY, generation, len(handle), len(task), now, 0.0, text)
+        _SLOT_TEXT.pack_into(
+            self._map, _BODIES_AT + slot * _BODY, generation, len(handle), len(task), now, 0.0, 0.0, text
+        )
         self._map[_MARKS_AT + slot] = 0
         self._map[_STATES_AT + slot] = HELD
         return slot
 
-    def start(self, slot: int, now: float) -> bool:
-        """Begin to run a delivery. ``False``: the manager has taken it away, and it must not run."""
+    def start(self, slot: int, now: float, deadline: float = 0.0) -> bool:
+        """Begin to run a delivery that is to have ended by ``deadline``, if that is not 0.
+
+        ``False``: the manager has taken it away, and it must not run.
+        """
         data = self._map
-        _SLOT_STARTED.pack_into(data, _BODIES_AT + slot * _BODY + 16, now)
+        _SLOT_STARTED.pack_into(data, _BODIES_AT + slot * _BODY + _STARTED_AT, now, deadline)
         data[_STATES_AT + slot] = RUNNING
         if data[_STEAL_AT]:
             give_up = time.monotonic() + _STEAL_WAIT_S
@@ -228,7 +238,7 @@ class LedgerReader:
         generation = _GENERATION.unpack_from(self._map, at)[0]
         state = self._map[_STATES_AT + index]
         # Only now the rest: a state that is seen after its generation was written after everything of it.
-        _, handle, task, taken_at, started_at = _SLOT.unpack_from(self._map, at)
+        _, handle, task, taken_at, started_at, deadline = _SLOT.unpack_from(self._map, at)
         begin = at + _SLOT.size
         text = self._map[begin : begin + min(handle + task, _TEXT_MOST)]
         if _GENERATION.unpack_from(self._map, at)[0] != generation or state not in (HELD, RUNNING):
@@ -241,6 +251,7 @@ class LedgerReader:
             text[handle:].decode("ascii", "replace"),
             taken_at,
             started_at,
+            deadline,
         )
 
     def close(self, *, remove: bool) -> None:

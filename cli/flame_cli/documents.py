@@ -18,22 +18,41 @@ FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
     "application": (
         *("name", "state", "shim", "command", "arguments", "environments", "working_directory", "description"),
         *("labels", "url", "image", "input_schema", "output_schema", "common_data_schema", "max_instances"),
-        *("min_instances", "delay_release_s", "concurrency", "session_retry_limit", "fresh_process"),
-        *("warm_instances", "created", "updated"),
+        *("min_instances", "delay_release_s", "concurrency", "session_retry_limit", "max_executors", "weight"),
+        *("placement", "idle_timeout_s", "timeout_s", "expires_s", "delay_s", "max_attempts", "retry_on"),
+        *("retry_backoff_s", "fresh_process", "warm_instances", "created", "updated"),
     ),
     "session": (
-        *("id", "application", "state", "reason", "labels", "priority", "resources", "min_instances"),
-        *("max_instances", "common_data", "pending", "running", "succeeded", "failed", "cancelled", "created"),
-        *("ended", "settled", "epoch", "bind_failures"),
+        *("id", "application", "state", "code", "reason", "waits_for", "labels", "priority", "weight"),
+        *(
+            "resources",
+            "min_instances",
+            "max_instances",
+            "idle_timeout_s",
+            "common_data",
+            "pending",
+            "running",
+            "succeeded",
+        ),
+        *("failed", "cancelled", "created", "idle_since", "ended", "close_mode", "settled", "epoch"),
+        "bind_failures",
     ),
     "executor": (
         *("id", "state", "application", "session", "node", "pid", "started", "process_started", "entered", "idle"),
-        *("pending", "running", "succeeded", "failed", "clean", "reason", "epoch", "created", "updated"),
+        *("pending", "running", "succeeded", "failed", "cancelled", "clean", "code", "reason", "epoch", "created"),
+        "updated",
     ),
-    "node": ("name", "hostname", "state", "cpu", "memory", "gpu", "arch", "os", "executors"),
+    "node": (
+        *("name", "hostname", "state", "cpu", "memory", "gpu", "arch", "os", "executors", "used", "memory_by"),
+        "cpu_by",
+    ),
     "task": (
         *("id", "session", "application", "state", "executor", "attempt", "started", "finished", "output"),
         *("output_base64", "error"),
+    ),
+    "event": (
+        *("at", "noun", "id", "event", "state", "before", "application", "session", "node", "executor", "code"),
+        "reason",
     ),
 }
 """The names of each kind's fields, in order."""

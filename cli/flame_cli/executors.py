@@ -9,7 +9,7 @@ from flame_cli.documents import Document, at
 from flame_cli.formats import Format, How
 from flame_cli.listing import Kind, show_list
 from flame_cli.output import print_document
-from flame_cli.rendering import Column, state
+from flame_cli.rendering import Column, first_line, state
 
 if TYPE_CHECKING:
     from flame.protocol.records import ExecutorRecord
@@ -19,12 +19,13 @@ COLUMNS: Final = (
     Column("State", state=True),
     Column("Session"),
     Column("Node", shrink_to=8),
+    Column("Reason", shrink_to=8, drop=1),
 )
 
 
 def row(record: ExecutorRecord) -> list[str]:
     """Return an executor's cells."""
-    return [record.id, state(record.state), record.session or "-", record.node]
+    return [record.id, state(record.state), record.session or "-", record.node, first_line(record.reason) or "-"]
 
 
 def document(record: ExecutorRecord) -> Document:
@@ -44,7 +45,9 @@ def document(record: ExecutorRecord) -> Document:
         "running": record.running,
         "succeeded": record.succeeded,
         "failed": record.failed,
+        "cancelled": record.cancelled,
         "clean": record.clean,
+        "code": record.code,
         "reason": record.reason,
         "epoch": record.epoch,
         "created": at(record.created),

@@ -25,7 +25,7 @@ def fields(document: Document, *, colour: bool = False) -> list[str]:
         if colour and key == "state":
             first = coloured(first)
         lines.append(f"{labels[key].ljust(width)}  {first}")
-        lines += [f"{' ' * width}  {line}" for line in others]
+        lines += [f"{' ' * width}  {line}".rstrip() for line in others]
     return lines
 
 
@@ -45,6 +45,11 @@ def label(key: str) -> str:
     return text[0].upper() + text[1:]
 
 
+def duration(seconds: float) -> str:
+    """Write how long something lasts: ``60 s``, ``24 h``."""
+    return f"{seconds / 3600:g} h" if seconds and seconds % 3600 == 0 else f"{seconds:g} s"
+
+
 def shown(key: str, value: Any) -> list[str]:
     """Write a field's value as one or more lines."""
     if isinstance(value, Mapping):
@@ -57,9 +62,12 @@ def shown(key: str, value: Any) -> list[str]:
         return [_NOTHING]
     if isinstance(value, bool):
         return ["yes" if value else "no"]
+    if isinstance(value, int | float) and key.endswith("_s"):
+        return [duration(value)]
     if isinstance(value, datetime):
         return [value.astimezone().strftime("%Y-%m-%d %H:%M:%S")]
-    return [visible(_FORMS.get(key, str)(value))]
+    text = _FORMS.get(key, str)(value)
+    return [visible(line.expandtabs()) if line else "" for line in text.splitlines()] or [_NOTHING]
 
 
 _FORMS: Final[Mapping[str, Callable[[Any], str]]] = {
@@ -67,5 +75,6 @@ _FORMS: Final[Mapping[str, Callable[[Any], str]]] = {
     "arguments": shlex.join,
     "memory": amount_of_bytes,
     "cpu": lambda value: f"{value:g}",
-    "delay_release_s": lambda value: f"{value:g} s",
+    "weight": lambda value: f"{value:g}",
+    "retry_on": ", ".join,
 }

@@ -22,6 +22,9 @@ COLUMNS: Final = (
     Column("Memory", right=True),
     Column("Arch"),
     Column("OS"),
+    Column("GPU", right=True, drop=3),
+    Column("Used", drop=2),
+    Column("Held by", drop=1),
 )
 
 
@@ -35,7 +38,15 @@ def row(info: NodeInfo) -> list[str]:
         amount_of_bytes(info.memory),
         info.arch,
         info.os,
+        str(info.gpu),
+        str(info.used),
+        held_by(info),
     ]
+
+
+def held_by(info: NodeInfo) -> str:
+    """Return how the node holds executors to what they asked for: their memory, and their processors."""
+    return ",".join(dict.fromkeys(by for by in (info.memory_by, info.cpu_by) if by)) or "-"
 
 
 def document(info: NodeInfo) -> Document:
@@ -50,6 +61,9 @@ def document(info: NodeInfo) -> Document:
         "arch": info.arch,
         "os": info.os,
         "executors": info.executors,
+        "used": info.used,
+        "memory_by": info.memory_by,
+        "cpu_by": info.cpu_by,
     }
 
 

@@ -111,6 +111,11 @@ def state(value: str) -> str:
     return value.title().replace(" ", "")
 
 
+def first_line(text: str) -> str:
+    """Return what a reason says in one line; what is below that helps to find out more."""
+    return text.partition("\n")[0]
+
+
 def clock(at: float, *, now: float | None = None) -> str:
     """Write a time of today as ``HH:MM:SS`` and any other as its date, in local time."""
     there, here = time.localtime(at), time.localtime(now)

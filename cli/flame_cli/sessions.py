@@ -1,4 +1,4 @@
-"""Sessions: list, view, create, close."""
+"""Sessions: list, view, create."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from flame import Connection
     from flame.protocol.api import SessionInfo
 
+_ENDING: Final = ("closing", "closed")
 COLUMNS: Final = (
     Column("ID"),
     Column("State", state=True),
@@ -53,6 +54,8 @@ class Wanted:
     min_instances: int | None = None
     max_instances: int | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    weight: float | None = None
+    idle_timeout_s: float | None = None
 
 
 def row(info: SessionInfo) -> list[str]:
@@ -79,12 +82,16 @@ def document(info: SessionInfo) -> Document:
         "id": record.id,
         "application": record.application,
         "state": record.state,
+        "code": record.code,
         "reason": record.reason,
+        "waits_for": info.waits_for,
         "labels": options.labels,
         "priority": options.priority,
+        "weight": options.weight,
         "resources": options.resources,
         "min_instances": options.min_instances,
         "max_instances": options.max_instances,
+        "idle_timeout_s": options.idle_timeout_s,
         "common_data": bool(record.common_data_key),
         "pending": info.pending,
         "running": info.running,
@@ -92,7 +99,9 @@ def document(info: SessionInfo) -> Document:
         "failed": info.failed,
         "cancelled": info.cancelled,
         "created": at(record.created),
+        "idle_since": at(record.idle_since),
         "ended": at(record.ended),
+        "close_mode": record.close_mode if record.state in _ENDING else None,
         "settled": record.settled,
         "epoch": record.epoch,
         "bind_failures": record.bind_failures,
@@ -131,13 +140,9 @@ def create(endpoint: str | None, wanted: Wanted) -> None:
             priority=wanted.priority,
             resources=wanted.resources,
             labels=dict(wanted.labels),
+            weight=wanted.weight,
+            idle_timeout_s=wanted.idle_timeout_s,
         )
         return session.id
 
     print(cluster.run(endpoint, command))
-
-
-def close(endpoint: str | None, session_id: str) -> None:
-    """Ask for a session's end: running tasks finish, waiting ones are cancelled."""
-    record = cluster.run(endpoint, lambda connection: connection.request_close(session_id))
-    print(f"session {record.id} {record.state.value}")

@@ -18,9 +18,11 @@ whoever reads the file: see `flame_cli.expansion`.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any, Final, NoReturn, get_args, get_origin
 
 import yaml
@@ -37,8 +39,8 @@ _BOOL: Final = f"{_YAML}bool"
 _MERGE: Final = f"{_YAML}merge"
 
 _ENVIRONMENTS: Final = "spec.environments"
-_ALIASES: Final = {"delay_release": "delay_release_s"}
-"""What the file calls a field, where that differs from its name in the specification."""
+_ALIASES: Final = {name.removesuffix("_s"): name for name in ApplicationSpec.model_fields if name.endswith("_s")}
+"""What the file calls a field, where that differs from its name in the specification: times are in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +141,14 @@ class _Reader:
         except InvalidArgument as error:
             text = str(error)
             for alias, field in _ALIASES.items():
-                text = text.replace(field, alias) if alias in given else text
+                text = re.sub(rf"\b{field}\b", alias, text) if alias in given else text
             raise InvalidArgument(text) from None
 
     def _field(self, annotation: object, node: yaml.Node, path: str) -> object:
         """Read a field of the specification; ``None`` if it is to have its default."""
         origin = get_origin(annotation)
+        if origin is UnionType:  # such as ``int | None``
+            return None if _is_null(node) else self._field(get_args(annotation)[0], node, path)
         if origin is tuple:
             return None if _is_null(node) else self._texts(node, path)
         if origin is dict:

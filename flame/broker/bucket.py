@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from flame.broker.errors import NoMessage, RevisionConflict
@@ -47,7 +48,8 @@ async def _read(nc: Client, stream: str, which: Mapping[str, object], what: str)
 
 
 def _stored(message: dict[str, Any]) -> StoredMessage:
-    return StoredMessage(message["subject"], base64.b64decode(message.get("data", "")), int(message["seq"]))
+    stored_at = datetime.fromisoformat(message["time"]).timestamp()
+    return StoredMessage(message["subject"], base64.b64decode(message.get("data", "")), int(message["seq"]), stored_at)
 
 
 def _marks_deletion(message: dict[str, Any]) -> bool:

@@ -34,6 +34,7 @@ from flame.broker.wire import (
     ACK,
     IN_PROGRESS,
     NAK,
+    NAK_AFTER,
     SECOND_NS,
     STORED_SUBJECT,
     call,
@@ -231,12 +232,21 @@ class JetStreamBroker:
         except (nats_errors.Error, OSError) as error:
             raise map_client_error(f"subscribe to {subject}", error) from error
 
-    async def first(self, subject: str) -> tuple[asyncio.Future[None], Subscription]:
+    async def first(self, subject: str) -> tuple[asyncio.Future[bytes], Subscription]:
         """See `flame.broker.seam.Broker.first`."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        message: asyncio.Future[Any] = loop.create_future()
+        future: asyncio.Future[bytes] = loop.create_future()
 
+        def bring(_: asyncio.Future[Any]) -> None:
+            if message.cancelled():
+                future.cancel()
+            elif not future.done():
+                future.set_result(message.result().data)
+
+        message.add_done_callback(bring)
         # A subscription with a future has no task of its own.
-        subscription = await self._subscribe(subject, future=future, max_msgs=1)
+        subscription = await self._subscribe(subject, future=message, max_msgs=1)
         try:
             await subscription.unsubscribe(1)
         except nats_errors.Error as error:
@@ -351,9 +361,9 @@ class JetStreamBroker:
             if not page or len(counts) >= int(answer.get("total", 0)):
                 return counts
 
-    async def first_stored(self, stream: str, pattern: str) -> StoredMessage | None:
+    async def first_stored(self, stream: str, pattern: str, after: int = 0) -> StoredMessage | None:
         """See `flame.broker.seam.Broker.first_stored`."""
-        return await read_message(self._nc, stream, {"seq": 1, "next_by_subj": pattern}, f"read {pattern}")
+        return await read_message(self._nc, stream, {"seq": after + 1, "next_by_subj": pattern}, f"read {pattern}")
 
     async def begin_store(
         self, subject: str, data: bytes, timeout_s: float, then_acknowledge: str = ""
@@ -453,9 +463,9 @@ class JetStreamBroker:
         """See `flame.broker.seam.Broker.extend`."""
         await self.publish(handle, IN_PROGRESS)
 
-    async def hand_back(self, handle: str) -> None:
+    async def hand_back(self, handle: str, delay_s: float = 0.0) -> None:
         """See `flame.broker.seam.Broker.hand_back`."""
-        await self.publish(handle, NAK)
+        await self.publish(handle, NAK if delay_s <= 0 else NAK_AFTER % int(delay_s * SECOND_NS))
 
     # ---- buckets
 

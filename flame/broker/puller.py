@@ -153,12 +153,30 @@ class JetStreamPuller:
         self._wake()
 
 
-def read_delivery(subject: str, reply: str, data: bytes) -> Delivery:
-    """Read a delivery; its reply subject carries the consumer's view of it."""
+class JetStreamDelivery(Delivery):
+    """A delivery whose handle is its reply subject, which carries the consumer's view of it.
+
+    ``$JS.ACK.<stream>.<consumer>.<delivered>.<sequence>.<n>.<time>.<pending>``; longer with domain and account.
+    """
+
+    __slots__ = ()
+
+    @property
+    def stored_at(self) -> float:
+        """See `flame.broker.seam.Delivery.stored_at`."""
+        parts = self.handle.split(".")
+        return int(parts[_base(parts) + 5]) / SECOND_NS
+
+
+def read_delivery(subject: str, reply: str, data: bytes) -> JetStreamDelivery:
+    """Read a delivery."""
     parts = reply.split(".")
-    # $JS.ACK.<stream>.<consumer>.<delivered>.<sequence>.<n>.<time>.<pending>; longer with domain and account.
-    base = 2 if len(parts) == 9 else 4
-    return Delivery(subject, data, reply, int(parts[base + 2]), int(parts[base + 3]), int(parts[base + 6]))
+    base = _base(parts)
+    return JetStreamDelivery(subject, data, reply, int(parts[base + 2]), int(parts[base + 3]), int(parts[base + 6]))
+
+
+def _base(parts: list[str]) -> int:
+    return 2 if len(parts) == 9 else 4
 
 
 def _heartbeat(wait_s: float) -> dict[str, object]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from flame.broker.seam import Entry, Listener, StoredMessage
 from flame.broker.watch import HEARTBEAT_S, READ_TIMEOUT_S, Reading
+from flame.broker.wire import SECOND_NS
 from flame.errors import BrokerUnavailable
 
 if TYPE_CHECKING:
@@ -61,7 +62,9 @@ class StreamReading(Reading):
         while len(self._arrived) >= AHEAD:
             self._room.clear()
             await self._room.wait()
-        self._arrived.append(StoredMessage(msg.subject, msg.data, sequence))
+        parts = msg.reply.split(".")
+        stored_at = int(parts[7 if len(parts) == 9 else 9]) / SECOND_NS
+        self._arrived.append(StoredMessage(msg.subject, msg.data, sequence, stored_at))
         self._news.set()
 
     def _check_complete(self, nothing_more: bool = False) -> None:

@@ -30,6 +30,8 @@ class StoredMessage(NamedTuple):
     subject: str
     data: bytes
     sequence: int
+    stored_at: float = 0.0
+    """When the broker stored it, Unix seconds by its clock."""
 
 
 class Delivery(NamedTuple):
@@ -45,6 +47,11 @@ class Delivery(NamedTuple):
     """Its place in the stream."""
     pending: int
     """Messages of the consumer that were not delivered yet."""
+
+    @property
+    def stored_at(self) -> float:
+        """When the broker stored it, Unix seconds by its clock; found out each time, since hardly anybody asks."""
+        raise NotImplementedError
 
 
 class Entry(NamedTuple):
@@ -158,8 +165,8 @@ class Broker(Protocol):
     async def subscribe(self, subject: str, handler: LiveHandler) -> Subscription:
         """Call ``handler`` for every message from now on, in order."""
 
-    async def first(self, subject: str) -> tuple[asyncio.Future[None], Subscription]:
-        """Return a future that is done at the first message from now on; cheap to hold for a long time."""
+    async def first(self, subject: str) -> tuple[asyncio.Future[bytes], Subscription]:
+        """Return a future that brings the data of the first message from now on; cheap to hold for a long time."""
 
     async def request(self, subject: str, data: bytes, timeout_s: float) -> bytes:
         """Ask whoever serves ``subject``. Raises `NoResponders` or `NotAcknowledged`."""
@@ -184,8 +191,8 @@ class Broker(Protocol):
     async def subjects(self, stream: str, pattern: str) -> dict[str, int]:
         """Count the stored messages by subject, by the stream's leader; at most 100,000 subjects."""
 
-    async def first_stored(self, stream: str, pattern: str) -> StoredMessage | None:
-        """Read the oldest message whose subject matches, by the stream's leader."""
+    async def first_stored(self, stream: str, pattern: str, after: int = 0) -> StoredMessage | None:
+        """Read the oldest message behind the sequence ``after`` whose subject matches, by the stream's leader."""
 
     async def begin_store(
         self, subject: str, data: bytes, timeout_s: float, then_acknowledge: str = ""
@@ -257,8 +264,11 @@ class Broker(Protocol):
     async def extend(self, handle: str) -> None:
         """Ask for another ``ack_wait`` for a delivery."""
 
-    async def hand_back(self, handle: str) -> None:
-        """Give a delivery back to be delivered again at once."""
+    async def hand_back(self, handle: str, delay_s: float = 0.0) -> None:
+        """Give a delivery back to be delivered again: at once, or after ``delay_s``, once it is nobody's.
+
+        The delay is its consumer's: it ends when that is deleted, or when somebody extends the delivery.
+        """
 
     # ---- buckets
 

@@ -147,7 +147,9 @@ def _check_credentials(path: Path) -> None:
             f"{CREDENTIALS_VARIABLE} {path}: expected a NATS credentials file, with a user's JWT and seed"
         )
     if importlib.util.find_spec("nkeys") is None:
-        raise ConfigurationError(f"{CREDENTIALS_VARIABLE} {path}: needs the package nkeys: pip install nkeys")
+        raise ConfigurationError(
+            f"{CREDENTIALS_VARIABLE} {path}: needs the package nkeys: pip install 'flame-engine[credentials]'"
+        )
 
 
 def _check_readable(name: str, path: Path) -> bytes:

@@ -43,6 +43,8 @@ TTL: Final = "Nats-TTL"
 ACK: Final = b"+ACK"
 IN_PROGRESS: Final = b"+WPI"
 NAK: Final = b"-NAK"
+NAK_AFTER: Final = b'-NAK {"delay":%d}'
+"""With nanoseconds."""
 
 API_TIMEOUT_S: Final = 5.0
 """For what changes streams and consumers."""

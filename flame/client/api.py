@@ -10,9 +10,10 @@ from flame.client.session import Session
 from flame.client.spec import SessionSpec
 from flame.protocol import defaults
 from flame.protocol.records import ApplicationSpec
+from flame.protocol.states import CloseMode
 
 
-async def create_session(
+async def create_session(  # noqa: PLR0913  # each is something to say of a session
     application: str,
     common_data: bytes = b"",
     *,
@@ -22,6 +23,8 @@ async def create_session(
     priority: int = defaults.PRIORITY,
     resources: str | None = None,
     labels: Mapping[str, str] | None = None,
+    weight: float | None = None,
+    idle_timeout_s: float | None = None,
 ) -> Session:
     """Open a new session on the default connection; see `Connection.create_session`."""
     connection = await default_connection()
@@ -34,6 +37,8 @@ async def create_session(
         priority=priority,
         resources=resources,
         labels=labels,
+        weight=weight,
+        idle_timeout_s=idle_timeout_s,
     )
 
 
@@ -42,9 +47,9 @@ async def open_session(session_id: str, spec: SessionSpec | None = None) -> Sess
     return await (await default_connection()).open_session(session_id, spec)
 
 
-async def close_session(session_id: str) -> None:
+async def close_session(session_id: str, *, mode: CloseMode | str = CloseMode.CLOSE) -> None:
     """Ask for a session's end on the default connection; see `Connection.close_session`."""
-    await (await default_connection()).close_session(session_id)
+    await (await default_connection()).close_session(session_id, mode=mode)
 
 
 async def register_application(name: str, spec: ApplicationSpec | dict[str, Any]) -> None:

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
+from weakref import WeakSet
 
-from pydantic import ValidationError
-
-from flame.broker.errors import NoResponders, NotAcknowledged
 from flame.broker.jetstream import connect as connect_broker
 from flame.broker.seam import Broker
-from flame.client.ids import TaskIds, mint_session_id
+from flame.client.asking import ControlClient
+from flame.client.events import ClusterEvents
+from flame.client.ids import TaskIds
 from flame.client.listing import list_tasks
 from flame.client.logs import LogLine, read_logs
 from flame.client.session import Session
 from flame.client.spec import SessionSpec
 from flame.client.task import Task
 from flame.config import resolve_target
-from flame.errors import BrokerUnavailable, MalformedMessage, SchedulerUnavailable, SessionExists, Unavailable
+from flame.errors import BrokerUnavailable, InvalidArgument, SessionExists, Unavailable
 from flame.protocol import defaults, subjects
 from flame.protocol.api import (
+    LOOK_UP_LIMIT,
     ApplicationPage,
+    CancelTasks,
     CloseSession,
     CreateSession,
     ExecutorPage,
@@ -39,24 +40,18 @@ from flame.protocol.api import (
     Request,
     SessionInfo,
     SessionPage,
+    TaskCancels,
     UnregisterApplication,
     UpdateApplication,
     Verb,
-    read_answer,
 )
-from flame.protocol.records import ApplicationRecord, ApplicationSpec, ExecutorRecord, Record, SessionRecord, explain
-from flame.protocol.states import SessionState
+from flame.protocol.ids import mint_session_id
+from flame.protocol.records import ApplicationRecord, ApplicationSpec, ExecutorRecord, Record, SessionRecord
+from flame.protocol.states import CloseMode, SessionState, TaskState
 from flame.protocol.subjects import check_application, check_token
 
 R = TypeVar("R", bound=Record)
 
-SCHEDULER_PATIENCE_S: Final = 3.0
-"""How long a call waits for a scheduler when none answers: one may be restarting."""
-OUTAGE_PATIENCE_S: Final = 15.0
-"""How long a call is repeated that may be: the scheduler, or the broker for it, may have lost a server."""
-
-_ONCE: Final = frozenset({Verb.REGISTER_APPLICATION, Verb.UNREGISTER_APPLICATION, Verb.CREATE_SESSION})
-"""What must not be asked again when an answer was lost: it would be refused because it was carried out."""
 _MINT_ATTEMPTS: Final = 8
 
 
@@ -88,7 +83,10 @@ class Connection:
         """The seam to the broker."""
         self.task_ids = TaskIds()
         """Mints the ids of this client's tasks."""
+        self._control = ControlClient(broker)
         self._sessions: set[Session] = set()
+        self._events: WeakSet[ClusterEvents] = WeakSet()
+        """Those that somebody still iterates over."""
         self._closed = False
         self.keep_alive: object = None
         """Something that lives as long as the connection."""
@@ -109,7 +107,10 @@ class Connection:
         if self._closed:
             return
         self._closed = True
+        self._control.close()
         self._forget_reconnect()
+        for events in tuple(self._events):
+            events.fail(BrokerUnavailable("the connection was closed: nothing more can be heard"))
         for session in tuple(self._sessions):
             await session.abandon(
                 BrokerUnavailable("the connection was closed while the task was outstanding; it goes on")
@@ -128,7 +129,7 @@ class Connection:
 
     # ---- sessions
 
-    async def create_session(
+    async def create_session(  # noqa: PLR0913  # each is something to say of a session
         self,
         application: str,
         common_data: bytes = b"",
@@ -139,6 +140,8 @@ class Connection:
         priority: int = defaults.PRIORITY,
         resources: str | None = None,
         labels: Mapping[str, str] | None = None,
+        weight: float | None = None,
+        idle_timeout_s: float | None = None,
     ) -> Session:
         """Open a new session; see `SessionSpec` for the arguments.
 
@@ -157,6 +160,8 @@ class Connection:
             priority=priority,
             resources=resources,
             labels=labels or {},
+            weight=weight,
+            idle_timeout_s=idle_timeout_s,
         )
         request = spec.request(session_id)
         for attempt in range(1, _MINT_ATTEMPTS + 1):
@@ -182,9 +187,27 @@ class Connection:
             await self.call(Verb.OPEN_SESSION, OpenSession(id=session_id, create=create), SessionRecord)
         )
 
-    async def close_session(self, session_id: str) -> None:
-        """Ask for a session's end and return at once: its running tasks finish, its waiting ones are cancelled."""
-        await self.request_close(session_id)
+    async def close_session(self, session_id: str, *, mode: CloseMode | str = CloseMode.CLOSE) -> None:
+        """Ask for a session's end and return at once; see `Session.close` for ``mode``.
+
+        Raises:
+            SessionNotFound: It doesn't exist.
+            InvalidArgument: ``mode`` is none.
+        """
+        await self.request_close(session_id, mode)
+
+    async def cancel_tasks(self, session_id: str, tasks: Iterable[str], reason: str = "") -> dict[str, TaskState]:
+        """Give tasks of a session up by their ids; see `Session.cancel_tasks`. Raises `SessionNotFound`."""
+        check_token("session", session_id)
+        if isinstance(tasks, str | bytes):
+            raise InvalidArgument(f"tasks: expected a list of ids, got {tasks!r:.60}: put it into a list")
+        ids = [check_token("task", task) for task in tasks]
+        states: dict[str, TaskState] = {}
+        for begin in range(0, len(ids), LOOK_UP_LIMIT):
+            fields = {"session": session_id, "tasks": ids[begin : begin + LOOK_UP_LIMIT], "reason": reason}
+            request = CancelTasks.check("cancel_tasks", fields)
+            states |= (await self.call(Verb.CANCEL_TASKS, request, TaskCancels)).states
+        return states
 
     async def get_session(self, session_id: str) -> SessionInfo:
         """Return a session with the counts of its tasks. Raises `SessionNotFound`."""
@@ -211,7 +234,7 @@ class Connection:
         if application is not None:
             check_application(application)
         request = ListSessions.check("list_sessions", filters)
-        return await self._list(Verb.LIST_SESSIONS, request, SessionPage, lambda item: item.session.id)
+        return await self._control.list_all(Verb.LIST_SESSIONS, request, SessionPage, lambda item: item.session.id)
 
     async def list_tasks(self, session_id: str, *, after: str = "", limit: int = 100) -> list[Task]:
         """Return tasks of a session, which may have ended; see `Session.list_tasks`. Raises `SessionNotFound`."""
@@ -262,7 +285,7 @@ class Connection:
             ApplicationInUse: It has sessions that have not ended, and not ``force``.
         """
         request = UnregisterApplication(name=check_application(name), force=force)
-        await self._ask(Verb.UNREGISTER_APPLICATION, request)
+        await self._control.ask(Verb.UNREGISTER_APPLICATION, request)
 
     async def get_application(self, name: str) -> ApplicationRecord:
         """Return an application. Raises `ApplicationNotFound`."""
@@ -270,7 +293,7 @@ class Connection:
 
     async def list_applications(self) -> list[ApplicationRecord]:
         """Return every application, ordered by name."""
-        return await self._list(Verb.LIST_APPLICATIONS, List(), ApplicationPage, lambda item: item.name)
+        return await self._control.list_all(Verb.LIST_APPLICATIONS, List(), ApplicationPage, lambda item: item.name)
 
     # ---- the cluster
 
@@ -288,7 +311,7 @@ class Connection:
             if name is not None:
                 check_token(what, name)
         request = ListExecutors(session=session, node=node)
-        return await self._list(
+        return await self._control.list_all(
             Verb.LIST_EXECUTORS, request, ExecutorPage, lambda item: subjects.executor_key(item.node, item.id)
         )
 
@@ -298,7 +321,7 @@ class Connection:
 
     async def list_nodes(self) -> list[NodeInfo]:
         """Return every node, ordered by name."""
-        return await self._list(Verb.LIST_NODES, List(), NodePage, lambda item: item.name)
+        return await self._control.list_all(Verb.LIST_NODES, List(), NodePage, lambda item: item.name)
 
     async def read_logs(
         self, *, session: str | None = None, executor: str | None = None, follow: bool = False, tail: int | None = None
@@ -325,20 +348,42 @@ class Connection:
             async for line in lines:
                 yield line
 
+    def events(
+        self, *, session: str | None = None, application: str | None = None, tasks: bool = False
+    ) -> ClusterEvents:
+        """Follow what happens in the cluster from now on: an asynchronous iterator of `ClusterEvent`.
+
+        Each change of state of an application, a session, an executor or a node comes once, with its reason; and of a
+        session also what it waits for (``waiting``) and that an executor failed to enter it (``retrying``). It ends
+        only with the connection, by `BrokerUnavailable`. What happens while the connection is interrupted is not told,
+        and events wait in memory until they are taken. Use ``async with connection.events() as events:`` to listen from
+        a certain moment on, and to leave early.
+
+        Args:
+            session: Only that session and its executors.
+            application: Only that application, its sessions and their executors.
+            tasks: Also that tasks run, if they do for 100 ms or somebody waits to hear it, and their ends.
+
+        Raises:
+            SessionNotFound: At the first step or on entry: there is no such session.
+            ApplicationNotFound: The same of the application.
+            InvalidArgument: A name can't be one, or the session is not one of the application.
+        """
+        events = ClusterEvents(self, session, application, tasks=tasks)
+        self._events.add(events)
+        return events
+
     # ---- for sessions
 
     async def call(self, verb: Verb, request: Request, answer: type[R]) -> R:
         """Ask a scheduler; its refusals are raised as the exceptions they stand for."""
-        fields = await self._ask(verb, request)
-        try:
-            return answer.model_validate(fields, extra="ignore")
-        except ValidationError as error:
-            raise MalformedMessage(f"the answer to {verb.value}: {explain(error)}") from None
+        return await self._control.call(verb, request, answer)
 
-    async def request_close(self, session_id: str) -> SessionRecord:
+    async def request_close(self, session_id: str, mode: CloseMode | str = CloseMode.CLOSE) -> SessionRecord:
         """Ask for a session's end and return what it is now."""
         check_token("session", session_id)
-        return await self.call(Verb.CLOSE_SESSION, CloseSession(id=session_id), SessionRecord)
+        request = CloseSession.check("close_session", {"id": session_id, "mode": mode})
+        return await self.call(Verb.CLOSE_SESSION, request, SessionRecord)
 
     async def get_session_record(self, session_id: str) -> SessionRecord:
         """Return a session's record as the scheduler has it."""
@@ -361,43 +406,6 @@ class Connection:
         await session.listen()
         self._sessions.add(session)
         return session
-
-    async def _ask(self, verb: Verb, request: Request) -> dict[str, Any]:
-        loop = asyncio.get_running_loop()
-        give_up = loop.time() + SCHEDULER_PATIENCE_S
-        repeat_until = 0.0 if verb in _ONCE else loop.time() + OUTAGE_PATIENCE_S
-        pause_s = 0.05
-        while True:
-            if self._closed:
-                raise BrokerUnavailable("the connection is closed; make another")
-            try:
-                data = await self.broker.request(subjects.api(verb), request.encode(), defaults.REQUEST_TIMEOUT_S)
-                return read_answer(data)
-            except NoResponders:
-                if loop.time() >= give_up:
-                    raise SchedulerUnavailable(
-                        f"{verb.value}: the broker at {self.endpoint} answers but no scheduler does;"
-                        " start flame-scheduler"
-                    ) from None
-            except NotAcknowledged as error:
-                if loop.time() >= repeat_until:
-                    raise SchedulerUnavailable(
-                        f"{verb.value}: no scheduler answers at {self.endpoint}: {error}"
-                    ) from None
-            except Unavailable:  # the scheduler's own answer: it is the broker that doesn't answer there
-                if loop.time() >= repeat_until:
-                    raise
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, 0.5)
-
-    async def _list(self, verb: Verb, request: List, page_type: type[Any], name: Callable[[Any], str]) -> list[Any]:
-        items: list[Any] = []
-        while True:
-            page = await self.call(verb, request, page_type)
-            items.extend(page.items)
-            if not page.more:
-                return items
-            request = request.model_copy(update={"after": name(items[-1])})
 
     def _reconnected(self) -> None:
         for session in tuple(self._sessions):

@@ -1,4 +1,4 @@
-"""Names that clients and schedulers mint."""
+"""The ids of tasks, which clients mint."""
 
 from __future__ import annotations
 
@@ -7,23 +7,9 @@ import secrets
 import time
 from typing import Final
 
+from flame.protocol.ids import base62
+
 _COUNTER_WIDTH: Final = 4
-_ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-"""In ASCII order, so that what is sorted as text is sorted as numbers."""
-
-
-def base62(number: int, width: int) -> str:
-    """Write a number with letters and digits, padded to ``width``."""
-    digits = []
-    for _ in range(width):
-        number, digit = divmod(number, 62)
-        digits.append(_ALPHABET[digit])
-    return "".join(reversed(digits))
-
-
-def mint_session_id(application: str) -> str:
-    """Return an id for a session, most likely of no other one."""
-    return f"{application}-{base62(secrets.randbelow(62**6), 6)}"
 
 
 class TaskIds:

@@ -26,7 +26,7 @@ from flame.logs import get_logger
 from flame.protocol import defaults, subjects
 from flame.protocol.api import LOOK_UP_LIMIT, LookUpTasks, TaskLooks, Verb
 from flame.protocol.codes import ErrorCode
-from flame.protocol.messages import ResultRecord, RunningEvent, TaskFault, TaskMessage
+from flame.protocol.messages import ResultRecord, RunningEvent, TaskFault, TaskMessage, TaskOptions
 from flame.protocol.records import SessionRecord
 from flame.protocol.states import TaskState
 
@@ -53,6 +53,7 @@ class Outstanding:
         self._handles: dict[str, TaskHandle] = {}
         self._unacknowledged = 0
         self._window: asyncio.Future[None] | None = None
+        self._cancel = partial(connection.cancel_tasks, record.id)
         self._retries: set[asyncio.Task[None]] = set()
         self.on_task: Callable[[Task], None] | None = None
         """Called with every state that is learned of a task of the session, whoever created it, if anybody watches."""
@@ -69,12 +70,12 @@ class Outstanding:
 
     # ---- storing
 
-    async def submit(self, data: bytes, informer: TaskInformer | None) -> TaskHandle:
+    async def submit(self, data: bytes, informer: TaskInformer | None, options: TaskOptions | None) -> TaskHandle:
         """Send a task to be stored and return at once, or when there is room among the unacknowledged ones.
 
         What comes of it reaches the handle. Raises `PayloadTooLarge`.
         """
-        payload = TaskMessage(data, informer is not None).encode()
+        payload = TaskMessage(data, informer is not None, options=options).encode()
         if len(payload) > defaults.INLINE_LIMIT_BYTES:
             raise PayloadTooLarge(
                 f"input of {len(data)} bytes: with its envelope {len(payload)}, the limit is"
@@ -83,7 +84,7 @@ class Outstanding:
         while self._unacknowledged >= defaults.PUBLISH_WINDOW:
             await self._room()
         task_id = self._connection.task_ids.mint()
-        handle = TaskHandle(task_id, self._record, payload, self._loop, informer)
+        handle = TaskHandle(task_id, self._record, payload, self._loop, informer, self._cancel)
         self._handles[task_id] = handle
         self._unacknowledged += 1
         try:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 from weakref import WeakSet
 
 from flame.broker.seam import LiveMessage, Subscription
-from flame.cancel import end_task
 from flame.client.listing import list_tasks
+from flame.client.mapping import finished
 from flame.client.outstanding import Outstanding
+from flame.client.reconciling import Reconciler
 from flame.client.task import Task, TaskHandle, TaskInformer
 from flame.client.watching import SessionEvent, SessionWatch
 from flame.errors import (
@@ -21,7 +22,6 @@ from flame.errors import (
     FlameError,
     InvalidArgument,
     MalformedMessage,
-    NotFound,
     SessionFailed,
     SessionNotFound,
     SessionNotOpen,
@@ -30,10 +30,12 @@ from flame.errors import (
     Unavailable,
 )
 from flame.logs import get_logger
-from flame.protocol import defaults, subjects
-from flame.protocol.messages import ResultRecord
+from flame.protocol import subjects
+from flame.protocol.api import CloseSession, SessionInfo
+from flame.protocol.events import ClusterEvent
+from flame.protocol.messages import ResultRecord, TaskOptions
 from flame.protocol.records import SessionRecord
-from flame.protocol.states import SessionState
+from flame.protocol.states import CloseMode, SessionState, TaskState
 
 if TYPE_CHECKING:
     from flame.client.connection import Connection
@@ -43,6 +45,8 @@ log = get_logger("flame.client")
 
 CLOSE_AFTER_ERROR_S: Final = 2.0
 """How long leaving a session's context by an exception waits for the session to end."""
+PROGRESS_S: Final = 0.5
+"""Between two looks at a session that is closing."""
 
 
 class Session:
@@ -60,11 +64,7 @@ class Session:
         self._subscriptions: list[Subscription] = []
         self._watches: WeakSet[SessionWatch] = WeakSet()
         """Those that somebody still iterates over."""
-        self._reconcile_timer: asyncio.TimerHandle | None = None
-        self._reconcile_wait_s = defaults.RECONCILE_FIRST_S
-        self._reconciling: asyncio.Task[None] | None = None
-        self._missed_events = False
-        """The connection was lost since the last look: of what is outstanding nothing is too young to be looked up."""
+        self._reconciler = Reconciler(self._tasks, lambda: self._record, self._look_up)
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._note(record)
 
@@ -90,24 +90,32 @@ class Session:
     # ---- tasks
 
     async def invoke(
-        self, input: bytes | str, informer: TaskInformer | None = None, *, timeout_s: float | None = None
+        self,
+        input: bytes | str,
+        informer: TaskInformer | None = None,
+        *,
+        timeout_s: float | None = None,
+        options: TaskOptions | None = None,
     ) -> Task:
         """Run a task and return it with its ``output``.
 
         Args:
             input: What the service gets; text is sent as UTF-8. At most 256 KiB with its envelope.
             informer: Hears of every change of the task.
-            timeout_s: How long to wait. The task goes on after that.
+            timeout_s: How long to wait for its end. The task goes on after that, and can be looked up with `get_task`.
+                How long the task itself may run is ``options.timeout_s``.
+            options: How the task is to be run, where that differs from what its application says.
 
         Raises:
-            TaskFailed: The service raised, or the task was given up with its session.
+            TaskFailed: The service raised, or the task was given up; `TaskTimeout` if it ran for too long.
             TaskCancelled: The task was cancelled.
+            TaskExpired: It was not started in the time that it was worth starting in.
             TimedOut: ``timeout_s`` passed.
             SessionNotOpen: The session has ended; `SessionFailed` if it failed.
             QueueFull: The application holds as many waiting tasks as it may.
             BrokerUnavailable: The broker did not acknowledge the task; it may have been stored.
         """
-        handle = await self._submit(input, informer)
+        handle = await self._submit(input, informer, _checked(options))
         if timeout_s is None:
             return await handle
         try:
@@ -118,26 +126,33 @@ class Session:
                 f"task {handle.id} of session {self.id} has not ended after {timeout_s:g} s; it goes on: see get_task"
             ) from None
 
-    async def create_task(self, input: bytes | str, informer: TaskInformer | None = None) -> TaskHandle:
+    async def create_task(
+        self, input: bytes | str, informer: TaskInformer | None = None, *, options: TaskOptions | None = None
+    ) -> TaskHandle:
         """Store a task and return what can be awaited for its end: from now on it will not be lost.
 
         Arguments and errors as in `invoke`.
         """
-        handle = await self._submit(input, informer)
+        handle = await self._submit(input, informer, _checked(options))
         stored = handle.when_stored()
         if stored is not None:
             await stored
         return handle
 
     async def create_tasks(
-        self, inputs: Iterable[bytes | str], informer: TaskInformer | None = None
+        self,
+        inputs: Iterable[bytes | str],
+        informer: TaskInformer | None = None,
+        *,
+        options: TaskOptions | None = None,
     ) -> list[TaskHandle]:
         """Store many tasks and return their handles, in order, when all are stored.
 
         They are sent without waiting for one another. If one can't be stored its error is raised; the others are stored
         and go on. Arguments and errors as in `invoke`.
         """
-        handles = [await self._submit(data, informer) for data in inputs]
+        wanted = _checked(options)
+        handles = [await self._submit(data, informer, wanted) for data in inputs]
         for handle in handles:
             stored = handle.when_stored()
             if stored is not None:
@@ -151,6 +166,7 @@ class Session:
         ordered: bool = True,
         in_flight: int = 1000,
         raise_failed: bool = True,
+        options: TaskOptions | None = None,
     ) -> AsyncIterator[Task]:
         """Run a task for each input and yield the finished tasks, in the order of the inputs or as they finish.
 
@@ -161,36 +177,14 @@ class Session:
             ordered: In the order of the inputs; otherwise as they finish.
             in_flight: How many tasks are outstanding at most.
             raise_failed: Raise at a task that failed, as `invoke` does; otherwise yield it like the others.
+            options: How each of the tasks is to be run, where that differs from what their application says.
         """
         if in_flight < 1:
             raise InvalidArgument(f"in_flight: expected at least 1, got {in_flight}")
-        async for handle in self._finished(_each(inputs), in_flight, ordered):
+        submit = partial(self._submit, informer=None, options=_checked(options))
+        async for handle in finished(submit, inputs, in_flight, ordered=ordered):
             task = await handle.finished()
             yield task.check() if raise_failed else task
-
-    async def _finished(
-        self, inputs: AsyncIterator[bytes | str], in_flight: int, ordered: bool
-    ) -> AsyncIterator[TaskHandle]:
-        """Submit and yield handles: the oldest one's turn, or one that has ended."""
-        waiting: deque[TaskHandle] = deque()
-        ended: asyncio.Queue[TaskHandle] = asyncio.Queue()
-        more = True
-        outstanding = 0
-        while more or outstanding:
-            while more and outstanding < in_flight:
-                try:
-                    handle = await self._submit(await anext(inputs), None)
-                except StopAsyncIteration:
-                    more = False
-                    break
-                outstanding += 1
-                if ordered:
-                    waiting.append(handle)
-                else:
-                    handle.future.add_done_callback(lambda _, handle=handle: ended.put_nowait(handle))  # type: ignore[misc]
-            if outstanding:
-                yield waiting.popleft() if ordered else await ended.get()
-                outstanding -= 1
 
     async def get_task(self, task_id: str) -> Task:
         """Return a task of this session as the cluster knows it now, whoever created it.
@@ -199,7 +193,7 @@ class Session:
         """
         subjects.check_token("task", task_id)
         looks = await self._tasks.look_up([task_id])
-        handle = TaskHandle(task_id, self._record, b"", self._loop, None)
+        handle = TaskHandle(task_id, self._record, b"", self._loop, None, self.cancel_tasks)
         record = looks.results.get(task_id)
         if record is not None:
             handle.finish(ResultRecord.decode(record))
@@ -207,6 +201,24 @@ class Session:
         if task_id in looks.waiting:
             return (self._tasks.get(task_id) or handle).task
         raise TaskNotFound(f"session {self.id} has no task {task_id!r}, or its result has aged out")
+
+    async def cancel_tasks(self, tasks: Iterable[str], reason: str = "") -> dict[str, TaskState]:
+        """Give tasks of this session up by their ids, whoever created them, and return the states that they then have.
+
+        Those states are final: `TaskState.CANCELLED`, or another if the task had ended before. Whatever happens at the
+        same time, there is one record, and this tells which. Ids of no task of the session are left out. A waiting task
+        never runs. What runs is told to stop: a coroutine is cancelled, and code that doesn't stop within 5 s is ended
+        with its process, which costs the other tasks of that executor only time. Cancelling again changes nothing.
+
+        Args:
+            tasks: Their ids.
+            reason: For people, at most 1000 characters; in the tasks' ``error.message``.
+
+        Raises:
+            InvalidArgument: ``tasks`` holds what can be no id, or ``reason`` is no text or too long.
+            SchedulerUnavailable: No scheduler answers; some or all of them may have been cancelled.
+        """
+        return await self._connection.cancel_tasks(self.id, tasks, reason)
 
     async def list_tasks(self, *, after: str = "", limit: int = 100) -> list[Task]:
         """Return tasks of this session as the cluster knows them now, whoever created them, ordered by id.
@@ -221,9 +233,11 @@ class Session:
         return await list_tasks(self._connection, self.application, self.id, after=after, limit=limit)
 
     def watch(self) -> AsyncIterator[SessionEvent]:
-        """Follow what happens to the session and its tasks from now on.
+        """Follow what happens to the session, its executors and its tasks from now on.
 
-        The first event is the session's present state. Then come its further states, and those of tasks: of the ones
+        The first event is the session's present state. Then come its further states; those of its executors, with the
+        reason where one ended out of order; why it has fewer executors than it could use, and that an executor failed
+        to enter it and another will try. Of tasks come: of the ones
         that this client creates every state that it learns of; of others' that they run, if they do for 100 ms, and
         their end. No state of a task comes twice. After a lost connection it goes on with what has become of the
         session and of this client's tasks meanwhile. It ends when the session has ended and everything was told, and
@@ -242,27 +256,40 @@ class Session:
 
     async def _look_for_watches(self) -> bool:
         """Look the session up; tell whether it has ended and nothing is outstanding."""
-        if not self._record.settled:
-            try:
-                self._note(await self._connection.get_session_record(self.id))
-            except SessionNotFound:
-                return not self._tasks
-            except Unavailable as error:
-                if self._connection.closed:
-                    raise
-                log.debug("could not look the session up", session=self.id, error=str(error))
+        if not self._record.settled and not await self._look(None):
+            return not self._tasks
         return self._record.settled and not self._tasks
 
-    async def close(self, *, timeout_s: float | None = None) -> None:
-        """End the session and return once every task has its record: running ones finish, waiting ones are cancelled.
+    async def close(
+        self,
+        mode: CloseMode | str = CloseMode.CLOSE,
+        *,
+        timeout_s: float | None = None,
+        on_progress: Callable[[SessionInfo], None] | None = None,
+    ) -> None:
+        """End the session and return once every task has its record. It takes no more tasks from now on.
 
-        Closing a session that has ended is no error. Raises `TimedOut` after ``timeout_s``; the closing goes on.
+        Closing a session that has ended is no error. Of one that is closing already, a mode that goes further than the
+        one before counts from now on.
+
+        Args:
+            mode: What becomes of its tasks. ``close``: running ones finish, waiting ones are cancelled. ``drain``:
+                waiting ones run first. ``force``: running ones are stopped too, and cancelled like the waiting ones.
+            timeout_s: How long to wait; the closing goes on after that.
+            on_progress: Called about twice a second while it lasts, and once at the end, with the session and the
+                counts of its tasks. What it raises ends the waiting, not the closing.
+
+        Raises:
+            TimedOut: ``timeout_s`` passed.
+            InvalidArgument: ``mode`` is none.
+            SchedulerUnavailable: No scheduler answers.
         """
+        wanted = CloseSession.check("close", {"id": self.id, "mode": mode}).mode
         if not self._record.settled:
-            self._note(await self._connection.request_close(self.id))
+            self._note(await self._connection.request_close(self.id, wanted))
         try:
             async with asyncio.timeout(timeout_s):
-                await self._settled()
+                await self._settled(on_progress)
         except TimeoutError:
             raise TimedOut(f"session {self.id} is still closing after {timeout_s:g} s; it goes on") from None
         await self._release()
@@ -283,14 +310,16 @@ class Session:
         with contextlib.suppress(FlameError):
             await self.close(timeout_s=CLOSE_AFTER_ERROR_S)
 
-    async def _submit(self, input: bytes | str, informer: TaskInformer | None) -> TaskHandle:
+    async def _submit(
+        self, input: bytes | str, informer: TaskInformer | None, options: TaskOptions | None
+    ) -> TaskHandle:
         if self._record.state is not SessionState.OPEN:
             raise self._ended_error()
         if self._connection.closed:
             raise BrokerUnavailable("the connection is closed; make another")
-        handle = await self._tasks.submit(input if type(input) is bytes else _as_bytes(input), informer)
-        if self._reconcile_timer is None:
-            self._reconcile_timer = self._loop.call_later(self._reconcile_wait_s, self._reconcile_due)
+        handle = await self._tasks.submit(input if type(input) is bytes else _as_bytes(input), informer, options)
+        if self._reconciler.timer is None:
+            self._reconciler.expect()
         return handle
 
     # ---- hearing of their ends
@@ -306,7 +335,11 @@ class Session:
 
     def _on_session_event(self, message: LiveMessage) -> None:
         try:
-            self._note(SessionRecord.decode(message.data))
+            event = ClusterEvent.decode(message.data)
+            if event.record:
+                self._note(SessionRecord.decode(event.record))
+            for watch in tuple(self._watches):
+                watch.on_cluster(event)
         except MalformedMessage as error:
             log.warning("unreadable event", subject=message.subject, error=str(error))
 
@@ -318,64 +351,21 @@ class Session:
         for watch in tuple(self._watches):
             watch.on_session(record)
         if record.settled:
-            self._look_now()
+            self._reconciler.look()
             if not self._ended.done():
                 self._ended.set_result(None)
 
     def _quiet(self) -> None:
-        if self._reconcile_timer is not None:
-            self._reconcile_timer.cancel()
-            self._reconcile_timer = None
-        self._reconcile_wait_s = defaults.RECONCILE_FIRST_S
-
-    # ---- asking for what was not heard
+        self._reconciler.quiet()
 
     def reconcile_now(self) -> None:
         """Ask for everything outstanding: events may have been missed while the connection was gone."""
-        self._reconcile_wait_s = defaults.RECONCILE_FIRST_S
-        self._missed_events = True
-        self._look_now()
+        self._reconciler.missed_events()
 
-    def _look_now(self) -> None:
-        if (self._tasks or not self._record.settled) and self._reconciling is None:
-            self._reconciling = self._loop.create_task(self._reconcile())
-
-    def _reconcile_due(self) -> None:
-        self._reconcile_timer = None
-        self._look_now()
-
-    async def _reconcile(self) -> None:
-        failed = False
-        try:
-            found = await self._reconcile_once()
-        except NotFound as error:
-            self._tasks.lose_all(error)
-            found = True
-        except FlameError as error:
-            log.debug("could not look up what is outstanding", session=self.id, error=str(error))
-            failed = found = self._missed_events = True  # nothing is known: ask again as soon as at first
-        finally:
-            self._reconciling = None
-        self._reconcile_wait_s = (
-            defaults.RECONCILE_FIRST_S if found else min(2 * self._reconcile_wait_s, defaults.RECONCILE_MAX_S)
-        )
-        if self._reconcile_timer is None and (self._tasks or self._closing()):
-            hurry = (self._record.settled or self._missed_events) and not failed
-            wait_s = 0.2 if hurry else self._reconcile_wait_s
-            self._reconcile_timer = self._loop.call_later(wait_s, self._reconcile_due)
-
-    async def _reconcile_once(self) -> bool:
-        """Look up the session and what is outstanding; tell whether anything had been missed."""
-        if not self._record.settled:
-            self._note(await self._connection.get_session_record(self.id))
-        everything = self._record.settled or self._missed_events
-        self._missed_events = False
-        return await self._tasks.reconcile(everything=everything)
+    async def _look_up(self) -> None:
+        self._note(await self._connection.get_session_record(self.id))
 
     # ---- ending
-
-    def _closing(self) -> bool:
-        return self._record.state is not SessionState.OPEN and not self._record.settled
 
     def _ended_error(self) -> SessionNotOpen:
         if self._record.state is SessionState.FAILED:
@@ -384,20 +374,36 @@ class Session:
             f"session {self.id} is {self._record.state.value}: it takes no more tasks; create another"
         )
 
-    async def _settled(self) -> None:
+    async def _settled(self, on_progress: Callable[[SessionInfo], None] | None) -> None:
         while not self._ended.done():
-            # The event is live and may be missed; asking is what makes this certain.
-            await asyncio.wait([self._ended], timeout=0.5)
-            if not self._ended.done():
-                try:
-                    self._note(await self._connection.get_session_record(self.id))
-                except SessionNotFound:
-                    return
-                except Unavailable as error:
-                    if self._connection.closed:
-                        raise
-                    log.debug("could not look the session up", session=self.id, error=str(error))
+            if on_progress is None:
+                # The event is live and may be missed; asking is what makes this certain.
+                await asyncio.wait([self._ended], timeout=PROGRESS_S)
+                if self._ended.done():
+                    break
+            if not await self._look(on_progress):
+                return
+            if on_progress is not None:
+                await asyncio.wait([self._ended], timeout=PROGRESS_S)
         await self._tasks.ended()
+        if on_progress is not None:
+            await self._look(on_progress)
+
+    async def _look(self, on_progress: Callable[[SessionInfo], None] | None) -> bool:
+        """Look the session up, and tell of it; return whether it is still known."""
+        try:
+            info = await self._connection.get_session(self.id)
+        except SessionNotFound:
+            return False
+        except Unavailable as error:
+            if self._connection.closed:
+                raise
+            log.debug("could not look the session up", session=self.id, error=str(error))
+            return True
+        self._note(info.session)
+        if on_progress is not None:
+            on_progress(info)
+        return True
 
     async def abandon(self, error: FlameError) -> None:
         """The connection is closed: nothing more will be heard."""
@@ -408,21 +414,17 @@ class Session:
             watch.fail(error)
 
     async def _release(self) -> None:
-        self._quiet()
-        await end_task(self._reconciling)
+        await self._reconciler.stop()
         subscriptions, self._subscriptions = self._subscriptions, []
         for subscription in subscriptions:
             await subscription.stop()
         self._connection.forget(self)
 
 
-async def _each(inputs: Iterable[bytes | str] | AsyncIterable[bytes | str]) -> AsyncIterator[bytes | str]:
-    if isinstance(inputs, AsyncIterable):
-        async for data in inputs:
-            yield data
-    else:
-        for data in inputs:
-            yield data
+def _checked(options: object) -> TaskOptions | None:
+    if options is None or isinstance(options, TaskOptions):
+        return options
+    raise InvalidArgument(f"options: expected a flame.TaskOptions, got {type(options).__name__}")
 
 
 def _as_bytes(value: object) -> bytes:

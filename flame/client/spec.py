@@ -30,6 +30,10 @@ class SessionSpec:
     """What each executor needs, such as ``cpu=0.5,mem=512m,gpu=1``; ``None``: the cluster's default."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """What to find it by in `Connection.list_sessions`. At most 32, each key and value of at most 63 characters."""
+    weight: float | None = None
+    """Its part of a full cluster, in relation to that of others of its priority; ``None``: the application's."""
+    idle_timeout_s: float | None = None
+    """It is closed when it has had no task for this long; 0: never. ``None``: the application's, a day by default."""
 
     def request(self, session_id: str | None) -> CreateSession:
         """Return the control API's request; raise `InvalidArgument` for what can't be asked for."""
@@ -47,6 +51,8 @@ class SessionSpec:
             "max_instances": self.max_instances,
             "priority": self.priority,
             "labels": self.labels,
+            "weight": self.weight,
+            "idle_timeout_s": self.idle_timeout_s,
         }
         if self.resources is not None:
             options["resources"] = self.resources

@@ -8,7 +8,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from flame.errors import FlameError, TaskCancelled, TaskExpired, TaskFailed
+from flame.errors import FlameError, TaskCancelled, TaskExpired, TaskFailed, TaskNotFound, TaskTimeout
 from flame.logs import get_logger
 from flame.protocol.codes import ErrorCode
 from flame.protocol.messages import ResultRecord, RunningEvent, TaskFault
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from flame.protocol.records import SessionRecord
+
+    Cancel = Callable[[list[str], str], Awaitable[dict[str, TaskState]]]
+    """Cancels tasks of a session by their ids, for a reason, and returns the states that they then have."""
 
 log = get_logger("flame.client")
 
@@ -50,13 +53,16 @@ class Task:
         """Return the task if it succeeded; otherwise raise what its state means."""
         if self.state is TaskState.SUCCEED or not self.state.terminal:
             return self
-        text = self.error.message if self.error is not None else "no reason was recorded"
+        me = f"task {self.id} of session {self.session_id}"
+        fault = self.error or TaskFault(ErrorCode.TASK_FAILED, "no reason was recorded")
         if self.state is TaskState.CANCELLED:
-            raise TaskCancelled(f"task {self.id} of session {self.session_id} was cancelled: {text}", self)
-        if self.error is not None and self.error.code == ErrorCode.TASK_EXPIRED:
-            raise TaskExpired(f"task {self.id} of session {self.session_id}: {text}", self)
-        kind = f"{self.error.type}: " if self.error is not None and self.error.type else ""
-        raise TaskFailed(f"task {self.id} of session {self.session_id} failed: {kind}{text}", self)
+            raise TaskCancelled(f"{me} was cancelled: {fault.message}", self)
+        if fault.code == ErrorCode.TASK_EXPIRED:
+            raise TaskExpired(f"{me}: {fault.message}", self)
+        if fault.code == ErrorCode.TASK_TIMEOUT:
+            raise TaskTimeout(f"{me} took too long: {fault.message}", self)
+        kind = f"{fault.type}: " if fault.type else ""
+        raise TaskFailed(f"{me} failed: {kind}{fault.message}", self)
 
 
 class TaskInformer:
@@ -133,6 +139,7 @@ class TaskHandle:
     """A task that was created. Await it for the finished `Task`; a failed one raises `flame.TaskFailed`."""
 
     __slots__ = (
+        "_cancel",
         "_informing",
         "_storing",
         "_task",
@@ -152,6 +159,7 @@ class TaskHandle:
         payload: bytes,
         loop: asyncio.AbstractEventLoop,
         informer: TaskInformer | None,
+        cancel: Cancel,
     ) -> None:
         """Made by a session."""
         self.id = task_id
@@ -167,6 +175,7 @@ class TaskHandle:
         self.future: asyncio.Future[Task] = loop.create_future()
         self._storing: asyncio.Future[None] | None = None
         self._informing = None if informer is None else Informing(informer)
+        self._cancel = cancel
 
     @property
     def task(self) -> Task:
@@ -182,6 +191,26 @@ class TaskHandle:
     def __await__(self) -> Generator[Any, None, Task]:
         """Wait for the end; cancelling the wait leaves the task alone."""
         return self._wait().__await__()
+
+    async def cancel(self, reason: str = "") -> TaskState:
+        """Give the task up, whether it waits or runs, and return the state that it then has for good.
+
+        That is another than `TaskState.CANCELLED` if it had ended before. A waiting task never runs; a running one is
+        stopped, see `Session.cancel_tasks`. Whoever awaits a task that was cancelled gets `TaskCancelled`.
+
+        Args:
+            reason: For people; in the task's ``error.message``.
+
+        Raises:
+            TaskNotFound: The task's record has aged out.
+            SchedulerUnavailable: No scheduler answers; it may have been cancelled.
+        """
+        if self.task.state.terminal:
+            return self.task.state
+        states = await self._cancel([self.id], reason)
+        if self.id not in states:
+            raise TaskNotFound(f"session {self.session_id} has no task {self.id!r}, or its result has aged out")
+        return states[self.id]
 
     async def finished(self) -> Task:
         """Wait for the end and return the task, however it ended. Raises only if nothing can be learned of it."""

@@ -11,8 +11,9 @@ from typing import Final, Self
 
 from flame.client.task import Task
 from flame.errors import FlameError
+from flame.protocol.events import ClusterEvent, Noun
 from flame.protocol.records import SessionRecord
-from flame.protocol.states import SessionState, TaskState
+from flame.protocol.states import ExecutorState, SessionState, TaskState
 
 LOOK_S: Final = 5.0
 """After so long without an event the session is looked up: events are live and may be missed."""
@@ -23,9 +24,13 @@ REMEMBERED: Final = 100_000
 
 SESSION: Final = "session"
 TASK: Final = "task"
+EXECUTOR: Final = "executor"
+WAITING: Final = "waiting"
+RETRYING: Final = "retrying"
 
 _RANK: Final = {TaskState.PENDING: 0, TaskState.RUNNING: 1}
 _ENDED: Final = 2
+_EXECUTOR_STATES: Final = frozenset(ExecutorState)
 _LAST: Final = (SessionState.CLOSED, SessionState.FAILED)
 
 
@@ -34,7 +39,12 @@ class SessionEvent:
     """Something that happened in a session."""
 
     kind: str
-    """``session``: the session has another state. ``task``: one of its tasks has."""
+    """What it is about.
+
+    ``session``: the session has another state. ``task``: one of its tasks has. ``executor``: one of its executors has.
+    ``waiting``: why it has fewer executors than it could use is another, see ``reason``; with none it waits no more.
+    ``retrying``: an executor failed to enter it, and another will try.
+    """
     time: float
     """When it happened, Unix seconds; where that isn't recorded, when the client heard of it."""
     session_id: str
@@ -44,9 +54,15 @@ class SessionEvent:
     """Of which task, if it is about one."""
     task_state: TaskState | None = None
     executor: str = ""
-    """Who runs or ran the task."""
+    """Who runs or ran the task; which executor it is about, or which failed to enter the session."""
     reason: str = ""
-    """Why the session or the task failed, or the task was cancelled."""
+    """Why the session or task failed, the task was cancelled or the executor ended; or what the session waits for."""
+    code: str = ""
+    """With a reason: which kind it is. Of a task an `flame.protocol.codes.ErrorCode`, otherwise a `ReasonCode`."""
+    executor_state: ExecutorState | None = None
+    """The executor's state, if it is about one."""
+    node: str = ""
+    """Where that executor is."""
 
 
 class SessionWatch(AsyncIterator[SessionEvent]):
@@ -95,6 +111,14 @@ class SessionWatch(AsyncIterator[SessionEvent]):
             self._put_session(record)
         self._news.set()
 
+    def on_cluster(self, event: ClusterEvent) -> None:
+        """Take over what is told of the session besides its states, and of its executors."""
+        at = event.at or time.time()
+        if event.noun is Noun.SESSION and event.event in (WAITING, RETRYING):
+            self._put_told(event.event, at, event, event.executor, None)
+        elif event.noun is Noun.EXECUTOR and event.state in _EXECUTOR_STATES:
+            self._put_told(EXECUTOR, at, event, event.id, ExecutorState(event.state))
+
     def on_task(self, task: Task) -> None:
         """Take a state of a task over, unless a later one was told."""
         rank = _RANK.get(task.state, _ENDED)
@@ -107,10 +131,9 @@ class SessionWatch(AsyncIterator[SessionEvent]):
         if len(self._told) > REMEMBERED:
             self._told.popitem(last=False)
         at = task.finished if rank == _ENDED else task.started
-        reason = task.error.message if task.error is not None else ""
-        self._put(
-            SessionEvent(TASK, at or time.time(), self._id, self._state, task.id, task.state, task.executor, reason)
-        )
+        code, reason = ("", "") if task.error is None else (str(task.error.code), task.error.message)
+        now = at or time.time()
+        self._put(SessionEvent(TASK, now, self._id, self._state, task.id, task.state, task.executor, reason, code))
 
     def fail(self, error: FlameError) -> None:
         """Say that nothing more can be heard."""
@@ -120,6 +143,20 @@ class SessionWatch(AsyncIterator[SessionEvent]):
     def _put_session(self, record: SessionRecord) -> None:
         at = record.created if record.state is SessionState.OPEN else record.ended
         self._put(SessionEvent(SESSION, at or time.time(), record.id, record.state, reason=record.reason))
+
+    def _put_told(self, kind: str, at: float, event: ClusterEvent, executor: str, state: ExecutorState | None) -> None:
+        told = SessionEvent(
+            kind,
+            at,
+            self._id,
+            self._state,
+            executor=executor,
+            reason=event.reason,
+            code=event.code,
+            executor_state=state,
+            node=event.node,
+        )
+        self._put(told)
 
     def _put(self, event: SessionEvent) -> None:
         self._events.append(event)

@@ -38,6 +38,15 @@ def unpack(data: bytes) -> dict[str, Any]:
     return fields
 
 
+def peek(data: bytes) -> dict[str, Any]:
+    """Decode a map of any version, for the few things that each of them says the same way; empty if it is none."""
+    try:
+        fields = _unpack(data)
+    except Exception:  # noqa: BLE001  # as above; what can't be read says nothing
+        return {}
+    return fields if type(fields) is dict else {}
+
+
 def _refuse_version(version: object) -> None:
     if isinstance(version, int) and not isinstance(version, bool) and version > VERSION:
         raise UnsupportedVersion(f"wire format {version} is newer than {VERSION}, the newest this program speaks")

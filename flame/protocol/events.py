@@ -1,7 +1,22 @@
 """What is announced live when something of the cluster changes: one event a transition, with its reason.
 
-Published by the scheduler that plans; whoever misses one finds the present state through the control API. Tasks have
-events of their own, see `flame.protocol.subjects.event`.
+The scheduler that plans publishes each once, when it has learnt of the change and so after the record in the bucket was
+written. Nobody keeps them: whoever misses one finds the present state through the control API, as with changes that
+were made while no scheduler planned. Two changes that follow each other at once may be told as one; ``before`` says so.
+A scheduler that begins to plan repeats nothing, but judges anew which nodes live and what sessions wait for.
+
+Those of sessions and executors are published on `subjects.session_events`, of nodes on `subjects.node_events`, of
+applications on `subjects.application_events`. Tasks have notifications of their own, see `subjects.event`. In all of
+them ``event`` is the new ``state``, or:
+
+- *application*: ``updated``, it has another specification; ``removed``, it was unregistered and has no state any more.
+- *session*: ``waiting``, it has fewer executors than it could use, for a ``reason`` that is new, or empty once it waits
+  for nothing any more. ``retrying``, ``executor`` on ``node`` could not enter it: ``reason`` and ``code`` say why,
+  which of how many attempts that was, and when the next one is. ``settled``, every task of a failed one has its
+  record; one that is closed is ``closed`` only then. ``removed``, its record went with its results. ``closing`` comes
+  again if it is to be closed with a mode that goes further. Every one but ``removed`` has the session's ``record``.
+- *executor*: none. ``released`` has a ``reason`` and a ``code`` if it did not end as it was told to.
+- *node*: ``stopping``, it is still ready, but nothing new is placed there; ``removed``, it has signed off.
 """
 
 from __future__ import annotations
@@ -21,6 +36,8 @@ class Noun(StrEnum):
     SESSION = "session"
     EXECUTOR = "executor"
     NODE = "node"
+    TASK = "task"
+    """Never published as such: clients make it out of a task's own notifications."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,9 +47,9 @@ class ClusterEvent:
     noun: Noun
     id: str
     event: str
-    """What happened: the new state, ``waiting`` where a session lacks executors, ``retrying`` after one failed."""
+    """What happened: the new state, or what this module says."""
     state: str
-    """What it is in now."""
+    """What it is in now; empty for something that was removed."""
     before: str = ""
     """What it was in before; empty for something new."""
     at: float = 0.0
@@ -40,8 +57,10 @@ class ClusterEvent:
     application: str = ""
     session: str = ""
     node: str = ""
+    executor: str = ""
+    """Of a task: who runs or ran it; of a session that is tried again: who failed."""
     code: str = ""
-    """An `flame.protocol.codes.ReasonCode`, where there is a reason."""
+    """An `flame.protocol.codes.ReasonCode`, where there is a reason; of a task an `flame.protocol.codes.ErrorCode`."""
     reason: str = ""
     record: bytes = b""
     """Of a session: its record, as in the bucket."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from flame.errors import MalformedMessage
+from flame.errors import InvalidArgument, MalformedMessage
 from flame.protocol import defaults
 from flame.protocol.codec import VERSION, pack, unpack
 from flame.protocol.states import ExecutorState, TaskState
@@ -18,16 +18,32 @@ _NOTHING: Final = b""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskOptions:
-    """How one task is to be run; ``None`` leaves a matter to its application. Times count from when it was stored."""
+    """How one task is to be run; ``None`` leaves a matter to its application. Times count from when it was stored.
+
+    Raises `InvalidArgument` for a value that an application could not have either.
+    """
 
     timeout_s: float | None = None
-    """How long one run may take."""
+    """How long one run may take, from 0.001 s to a day; then it is stopped, and the task fails with `TaskTimeout`."""
     expires_s: float | None = None
-    """After this long it isn't worth starting any more: it fails as expired."""
+    """After this long it isn't worth starting any more: it fails with `TaskExpired`. 0: it stays worth starting."""
     delay_s: float | None = None
     """It is not started before."""
     max_attempts: int | None = None
-    """How often it may run if the service raises; see `flame.protocol.records.ApplicationSpec.max_attempts`."""
+    """How often it may run if the service raises, 1 to 1000; its application says after which exceptions."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is out of range: of the few tasks that have options, so that everybody else may rely on it."""
+        for name, (kinds, least, most) in _LIMITS.items():
+            value = getattr(self, name)
+            # Not a number is neither at least anything nor at most.
+            if value is not None and (
+                not isinstance(value, kinds) or isinstance(value, bool) or not least <= value <= most
+            ):
+                what = "a whole number" if kinds is int else "a number"
+                raise InvalidArgument(
+                    f"options: {name}: expected {what} from {least:g} to {most:g}, got {repr(value)[:60]}"
+                )
 
     def fields(self) -> dict[str, Any]:
         """Return the map on the wire."""
@@ -38,10 +54,20 @@ class TaskOptions:
         """Read one from the map on the wire, ignoring keys of newer versions."""
         if not isinstance(fields, dict):
             raise MalformedMessage(f"options: expected a map, got {type(fields).__name__}")
-        return cls(**{name: _number(fields, name, None) for name in _OPTIONS if fields.get(name) is not None})
+        try:
+            return cls(**{name: fields[name] for name in _OPTIONS if name in fields})
+        except InvalidArgument as error:
+            raise MalformedMessage(str(error)) from None
 
 
 _OPTIONS: Final = tuple(TaskOptions.__dataclass_fields__)
+_LIMITS: Final[dict[str, tuple[Any, float, float]]] = {
+    "timeout_s": ((int, float), 0.001, defaults.RESULT_AGE_S),
+    "expires_s": ((int, float), 0, defaults.RESULT_AGE_S),
+    "delay_s": ((int, float), 0, defaults.RESULT_AGE_S),
+    "max_attempts": (int, 1, 1000),
+}
+"""Of what kind each option is, and from where to where it goes: as in `flame.protocol.records.ApplicationSpec`."""
 
 
 @dataclass(slots=True)
@@ -128,9 +154,9 @@ class ResultRecord:
     output: bytes = _NOTHING
     error: TaskFault | None = None
     executor: str = ""
-    """Who ran it; empty if nobody did."""
+    """Whose record it is: of the executor that ran the task, or found that it must not run; empty: of the control side."""
     attempt: int = 1
-    """1 for the first run; higher where an executor was lost while running it."""
+    """1 for the first run; higher where the service raised before, or an executor was lost while running it."""
     started: float = 0.0
     """When the run began, Unix seconds; 0 if it never ran."""
     finished: float = 0.0
@@ -282,6 +308,8 @@ class Assignment:
     """How long a delivery is good after its last extension."""
     leave_timeout_s: float = 10.0
     """How long ``on_session_leave`` may take."""
+    delay_release_s: float = defaults.DELAY_RELEASE_S
+    """A task that is due within this time is worth waiting for: until then the executor does not call itself idle."""
     ledger: str = ""
     """The file in which the executor notes what it holds (see `flame.ledger`); empty: it keeps its leases itself."""
     timeout_s: float = defaults.TASK_TIMEOUT_S

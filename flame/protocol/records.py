@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -83,13 +84,27 @@ class Record(BaseModel):
     def decode(cls, data: bytes) -> Self:
         """Read one; raise `MalformedMessage` if it is none."""
         try:
-            return cls.model_validate(unpack(data), extra="ignore")
+            return _lean(cls.model_validate(cls._shared(unpack(data)), extra="ignore"))
         except ValidationError as error:
             raise MalformedMessage(f"{cls.__name__}: {explain(error)}") from None
 
     def changed(self, **fields: Any) -> Self:
         """Return a copy with some fields replaced."""
-        return self.model_copy(update=fields)
+        return _lean(self.model_copy(update=fields))
+
+    @classmethod
+    def _shared(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        """Put in place what many records have in common: a scheduler holds one for each open session."""
+        return fields
+
+
+_NONE_SET: Final[set[str]] = set()
+
+
+def _lean(record: R) -> R:
+    """Let a record forget which of its fields were given, which takes more room than they do, and nobody asks for."""
+    object.__setattr__(record, "__pydantic_fields_set__", _NONE_SET)
+    return record
 
 
 def explain(error: ValidationError) -> str:
@@ -253,7 +268,9 @@ class SessionRecord(Record):
     close_mode: CloseMode = CloseMode.CLOSE
     """Once it is closing: what becomes of its tasks."""
     reason: str = ""
-    """Why it failed, or was closed by the cluster."""
+    """Why it failed, or was closed by the cluster; after the first line, what is there to help finding out."""
+    code: str = ""
+    """With ``reason``: which kind it is, a `flame.protocol.codes.ReasonCode`."""
     created: float
     ended: float = 0.0
     idle_since: float = 0.0
@@ -270,10 +287,36 @@ class SessionRecord(Record):
     cancelled: int = 0
     counted: tuple[str, ...] = ()
     """Executors that are counted above although their bindings may still be there."""
+    strays: dict[str, int] = Field(default_factory=dict)
+    """Executors that were given up and may still live: up to which sequence of the result stream each is counted."""
     writer: str = ""
     """The scheduler that is writing records of its tasks, which are not counted yet; empty if none is."""
     written_from: int = 0
     """With ``writer``: what it writes is behind this sequence of the result stream."""
+
+    @classmethod
+    def _shared(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        options, application = fields.get("options"), fields.get("application")
+        if isinstance(options, dict):
+            fields["options"] = _known_options(options)
+        if isinstance(application, str):
+            fields["application"] = sys.intern(application)
+        return fields
+
+
+_OPTIONS: Final[dict[bytes, SessionOptions]] = {}
+_OPTIONS_MOST: Final = 256
+
+
+def _known_options(fields: dict[str, Any]) -> SessionOptions:
+    """Return one object for all sessions that ask for the same."""
+    key = pack(fields)
+    options = _OPTIONS.get(key)
+    if options is None:
+        if len(_OPTIONS) >= _OPTIONS_MOST:
+            _OPTIONS.clear()
+        options = _OPTIONS[key] = SessionOptions.model_validate(fields, extra="ignore")
+    return options
 
 
 class NodeRecord(Record):
@@ -286,7 +329,7 @@ class NodeRecord(Record):
     capacity: Amounts
     started: float
     memory_by: str = ""
-    """How executors are held to the memory that they asked for: ``cgroup2``, ``cgroup1``, or ``watch``."""
+    """How executors are held to the memory that they asked for: ``cgroup2``, ``cgroup1``, ``watch``, or ``none``."""
     cpu_by: str = ""
     """The same of processors: ``cgroup2``, ``cgroup1``, ``affinity``, or ``none``."""
     beat: int = 0
@@ -320,6 +363,8 @@ class BindingRecord(Record):
     """Of its application's record, as the scheduler knew it: a manager that knows it too need not read it. 0: none."""
     common_data_key: str | None = None
     """Of the session's record, which a manager then need not read either; ``None``: unknown."""
+    results_from: int = 0
+    """Every record that this executor stores is behind this sequence of the result stream; 0 if that is not known."""
     created: float
 
 

@@ -38,7 +38,16 @@ class TaskContext:
     task_id: str
     input: bytes
     attempt: int = 1
-    """1 for the first run; higher where an executor was lost while running it."""
+    """1 for the first run; higher where the service raised before, or an executor was lost while running it."""
+    deadline: float = 0.0
+    """When the run is stopped if it has not ended, Unix seconds; 0: never."""
+    cancelled: bool = False
+    """Whether the run is to end now: its task was cancelled, its time is over, or its session is closed by force.
+
+    For handlers that are not ``async``: nothing can interrupt them, so those that take long look at this now and then.
+    In others the ``await`` raises `asyncio.CancelledError`. What either returns or raises then counts for nothing, and
+    one that has not ended after a few seconds has its process ended.
+    """
     credentials: Mapping[str, str] = field(default_factory=_none, repr=False)
     """Secrets handed with this task."""
     delegations: Mapping[str, str] = field(default_factory=_none, repr=False)

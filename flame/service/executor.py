@@ -96,7 +96,7 @@ class Executor:
         runner = self._runner = TaskRunner(self._broker, assignment, self._environment.executor, handlers)
         runner.on_change = self._reporter.wake
         runner.on_quiet = self._reporter.look_soon
-        await self._reporter.start(assignment.application, assignment.session, self._on_orders)
+        await self._reporter.start(assignment.application, assignment.session, self._on_orders, runner.cancel)
         self._reporter.wake_now()
         await runner.serve()
 
@@ -124,7 +124,7 @@ class Executor:
             if EXECUTOR.moves.get((self._state, ExecutorEvent.LEAVE)) is not None:
                 self._advance(ExecutorEvent.LEAVE)
                 self._reporter.wake_now()
-            runner.leave()
+            runner.leave(force=orders.force)
         elif orders.assignment is not None and runner.lost_consumer.is_set():
             runner.consumer_restored(orders.assignment.fence)
 

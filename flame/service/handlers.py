@@ -15,7 +15,7 @@ from flame.errors import ConfigurationError
 from flame.protocol import defaults
 from flame.protocol.codes import ErrorCode
 from flame.protocol.messages import TaskFault
-from flame.service.contexts import FlameService
+from flame.service.contexts import FlameService, TaskContext
 
 Handler = Callable[..., Awaitable[Any]]
 
@@ -29,7 +29,7 @@ class Handlers:
         self._threads: ThreadPoolExecutor | None = None
         self.on_fork: Callable[[], object] = getattr(service, "on_fork", _nothing_at_once)
         self.enter = self._coroutine(service, "on_session_enter")
-        self.invoke = self._coroutine(service, "on_task_invoke")
+        self.invoke = self._coroutine(service, "on_task_invoke", self._in_thread_to_its_end)
         self.leave = self._coroutine(service, "on_session_leave")
 
     def close(self) -> None:
@@ -37,7 +37,9 @@ class Handlers:
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _coroutine(self, service: object, name: str) -> Handler:
+    def _coroutine(
+        self, service: object, name: str, in_thread: Callable[[Callable[..., Any]], Handler] | None = None
+    ) -> Handler:
         method = getattr(service, name, None)
         if method is None:
             if name == "on_task_invoke":
@@ -51,14 +53,36 @@ class Handlers:
             coroutine: Handler = method
             return coroutine
 
-        async def in_thread(*arguments: object) -> Any:
-            if self._threads is None:
-                self._threads = ThreadPoolExecutor(self._concurrency, thread_name_prefix="flame-service")
-            call = functools.partial(contextvars.copy_context().run, _call, method, *arguments)
-            result = await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        return (in_thread or self._in_thread)(method)
+
+    def _in_thread(self, method: Callable[..., Any]) -> Handler:
+        async def call(*arguments: object) -> Any:
+            result = await self._begin(method, *arguments)
             return await result if inspect.isawaitable(result) else result
 
-        return in_thread
+        return call
+
+    def _in_thread_to_its_end(self, method: Callable[..., Any]) -> Handler:
+        """Do the same for tasks: of one that is stopped, the thread is waited for. No other task may run beside it."""
+
+        async def call(context: TaskContext) -> Any:
+            running = self._begin(method, context)
+            try:
+                result = await asyncio.shield(running)
+            except asyncio.CancelledError:
+                if context.cancelled:
+                    await _ended(running)
+                raise
+            return await result if inspect.isawaitable(result) else result
+
+        return call
+
+    def _begin(self, method: Callable[..., Any], *arguments: object) -> asyncio.Future[Any]:
+        """Call a method in a thread."""
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self._concurrency, thread_name_prefix="flame-service")
+        call = functools.partial(contextvars.copy_context().run, _call, method, *arguments)
+        return asyncio.get_running_loop().run_in_executor(self._threads, call)
 
 
 def _call(method: Callable[..., Any], *arguments: object) -> Any:
@@ -67,6 +91,13 @@ def _call(method: Callable[..., Any], *arguments: object) -> Any:
         return method(*arguments)
     except StopIteration as error:  # no future can hold it: whoever waited would wait for ever
         raise RuntimeError(f"{method.__name__} raised StopIteration") from error
+
+
+async def _ended(running: asyncio.Future[Any]) -> None:
+    """Wait for a thread whose outcome counts for nothing."""
+    await asyncio.wait((running,))
+    if not running.cancelled() and running.exception() is None and inspect.iscoroutine(running.result()):
+        running.result().close()  # it is never to be begun
 
 
 _EMPTY = (FlameService.on_session_enter, FlameService.on_session_leave)
@@ -113,7 +144,7 @@ def _drop_own_frames(frames: traceback.TracebackException) -> None:
 
 
 _FOLDER = __file__.rpartition("handlers.py")[0]
-_CALLERS = {f"{_FOLDER}{name}.py" for name in ("executor", "handlers", "tasks")}
+_CALLERS = {f"{_FOLDER}{name}.py" for name in ("executor", "handlers", "runs")}
 _LIMIT = 16 * 1024
 _ENVELOPE_BYTES = 4 * 1024
 """What a failed task's record needs besides the texts and details of its error, generously."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 from flame.broker.errors import NoResponders, NotAcknowledged
@@ -42,7 +42,7 @@ class Reporter:
         self._last: ExecutorReport | None = None
         self._soon: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
-        self._nudges: Subscription | None = None
+        self._controls: Subscription | None = None
 
     def rename(self, executor: str) -> None:
         """Report as another executor from now on."""
@@ -75,17 +75,29 @@ class Reporter:
                 self._last = report
                 return orders
 
-    async def start(self, application: str, session: str, on_orders: Callable[[Orders], None]) -> None:
-        """Go on reporting; ``on_orders`` gets every answer."""
+    async def start(
+        self,
+        application: str,
+        session: str,
+        on_orders: Callable[[Orders], None],
+        on_cancel: Callable[[Collection[str]], None],
+    ) -> None:
+        """Go on reporting; ``on_orders`` gets every answer, and ``on_cancel`` the tasks that are cancelled."""
 
-        def on_nudge(message: LiveMessage) -> None:
+        def on_control(message: LiveMessage) -> None:
             try:
-                if Control.decode(message.data).executor in ("", self._executor):
-                    self.wake_now()
+                control = Control.decode(message.data)
             except MalformedMessage as error:
                 log.warning("unreadable control message", error=str(error))
+                return
+            if control.executor not in ("", self._executor):
+                return
+            if control.cancel:
+                on_cancel(control.cancel)
+            else:
+                self.wake_now()
 
-        self._nudges = await self._broker.subscribe(subjects.control(application, session), on_nudge)
+        self._controls = await self._broker.subscribe(subjects.control(application, session), on_control)
         self._task = asyncio.create_task(self._go_on(on_orders), name="reports")
         self._task.add_done_callback(lambda task: self._check(task, on_orders))
 
@@ -120,8 +132,8 @@ class Reporter:
             self._soon.cancel()
         task, self._task = self._task, None
         await end_task(task)
-        if self._nudges is not None:
-            await self._nudges.stop()
+        if self._controls is not None:
+            await self._controls.stop()
 
     async def _go_on(self, on_orders: Callable[[Orders], None]) -> None:
         loop = asyncio.get_running_loop()
@@ -145,11 +157,10 @@ class Reporter:
         last, now = self._last, self._snapshot()
         if last is None:
             return True
-        return (last.state, last.succeeded, last.failed, last.running > 0, last.pending, last.idle_s > 0) != (
-            now.state,
-            now.succeeded,
-            now.failed,
-            now.running > 0,
-            now.pending,
-            now.idle_s > 0,
-        )
+        return _gist(last) != _gist(now)
+
+
+def _gist(report: ExecutorReport) -> tuple[object, ...]:
+    """Return what is worth a report if it changes."""
+    counts = (report.succeeded, report.failed, report.cancelled)
+    return (report.state, counts, report.running > 0, report.pending, report.idle_s > 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -289,6 +290,55 @@ async def test_a_task_that_is_handed_back_comes_again_at_once(broker: Broker, ot
     await other.hand_back(delivery.handle)  # by somebody else's connection, as a manager does
     taken = await take(second, 3)
     assert sorted((d.data, d.delivered) for d in taken) == [(b"a", 2), (b"b", 1), (b"c", 1)]
+
+
+async def test_a_task_that_is_handed_back_for_later_comes_then_and_not_before(
+    broker: Broker, other: Broker, application: str
+) -> None:
+    spec = consumer_of(application)
+    await ask(broker, application, ["a", "b"])
+    first, second = await pull(broker, spec), await pull(other, spec)
+    (delivery,) = await take(first, 1)
+    begun = time.monotonic()
+    await broker.hand_back(delivery.handle, delay_s=2 * SHORT_S)
+    assert names(await take(second, 1)) == ["b"]
+    assert list(await second.burst(1, SHORT_S)) == []
+    assert await broker.consumer_state(spec.stream, spec.name) == ConsumerState("s-1", 0, 2)
+    (again,) = await take(second, 1)
+    assert time.monotonic() - begun > 1.9 * SHORT_S
+    assert (again.data, again.delivered, again.sequence) == (b"a", 2, delivery.sequence)
+
+
+async def test_a_task_that_waits_to_come_again_can_be_finished(broker: Broker, application: str) -> None:
+    spec = consumer_of(application)
+    await ask(broker, application, ["a"])
+    puller = await pull(broker, spec)
+    (delivery,) = await take(puller, 1)
+    await broker.hand_back(delivery.handle, delay_s=SHORT_S)
+    await broker.acknowledge_surely(delivery.handle, LIMIT_S)
+    assert (await broker.stream_state(spec.stream)).messages == 0
+    assert list(await puller.burst(1, 2 * SHORT_S)) == []
+
+
+async def test_a_delay_goes_with_its_consumer(broker: Broker, application: str) -> None:
+    old, new = consumer_of(application, epoch=1), consumer_of(application, epoch=2)
+    await ask(broker, application, ["a"])
+    (delivery,) = await take(await pull(broker, old), 1)
+    await broker.hand_back(delivery.handle, delay_s=10 * LIMIT_S)
+    await broker.delete_consumer(old.stream, old.name)
+    assert names(await take(await pull(broker, new), 1)) == ["a"]
+
+
+async def test_a_delivery_tells_when_it_was_stored(broker: Broker, application: str) -> None:
+    before = time.time()
+    await ask(broker, application, ["a"])
+    after = time.time()
+    puller = await pull(broker, consumer_of(application))
+    (first,) = await take(puller, 1)
+    await broker.hand_back(first.handle, delay_s=SHORT_S)
+    (second,) = await take(puller, 1)
+    for delivery in (first, second):
+        assert before - 0.01 <= delivery.stored_at <= after + 0.01
 
 
 async def test_a_delivery_that_is_late_can_still_be_finished(broker: Broker, other: Broker, application: str) -> None:

@@ -188,9 +188,9 @@ async def test_the_first_message_is_told_and_only_from_now_on(broker: Broker, na
     await settled(broker)
     assert not heard.done()
     for _ in range(3):
-        await broker.publish(f"{name}.x", b"")
+        await broker.publish(f"{name}.x", b"data")
     async with asyncio.timeout(LIMIT_S):
-        await heard
+        assert await heard == b"data"
     await subscription.stop()
     await subscription.stop()
 

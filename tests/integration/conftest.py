@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 import flame
+from flame.broker.embedded import EmbeddedBroker, EmbeddedBrokerConfig
+from flame.broker.jetstream import connect
 from tests.support.cluster import Cluster, processes_of
+from tests.support.node import Control, left_of
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +51,24 @@ async def lab(cluster: Cluster, connection: flame.Connection) -> str:
     if name not in {application.name for application in await connection.list_applications()}:
         await connection.register_application(name, cluster.service("lab", delay_release_s=30))
     return name
+
+
+@pytest.fixture
+async def control(tmp_path: Path) -> AsyncIterator[Control]:
+    """A broker and a folder for executor managers; afterwards nothing of them is alive."""
+    embedded = EmbeddedBroker(EmbeddedBrokerConfig(data_dir=tmp_path / "broker"))
+    async with embedded:
+        broker = await connect(embedded.endpoint)
+        control = Control(broker, embedded, tmp_path)
+        await control.prepare()
+        try:
+            yield control
+        finally:
+            for manager in control.managers:
+                await manager.stop()
+            await broker.close()
+    left = left_of(embedded.endpoint)
+    for process in left:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    assert left == []

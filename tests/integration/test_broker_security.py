@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import nkeys
 import pytest
 
 from flame.broker.jetstream import connect
@@ -197,10 +198,6 @@ async def test_credentials_that_are_none_are_refused(tmp_path: Path) -> None:
 class TestCredentials:
     """A server that knows users by what an operator has signed, as larger installations of NATS do."""
 
-    @pytest.fixture
-    def nkeys(self) -> Any:
-        return pytest.importorskip("nkeys", reason="credentials need the package nkeys")
-
     def test_the_package_they_need_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         file = tmp_path / "user.creds"
         file.write_text("-----BEGIN NATS USER JWT-----\n-----BEGIN USER NKEY SEED-----\n")
@@ -210,8 +207,8 @@ class TestCredentials:
         ):
             security_options([], Security(credentials=file))
 
-    async def test_a_file_of_them_lets_a_client_in(self, nkeys: Any, tmp_path: Path) -> None:
-        operator, system, account, user = (_Identity(nkeys, prefix) for prefix in (b"O", b"A", b"A", b"U"))
+    async def test_a_file_of_them_lets_a_client_in(self, tmp_path: Path) -> None:
+        operator, system, account, user = (_Identity(prefix) for prefix in (b"O", b"A", b"A", b"U"))
         limits = {"subs": -1, "conn": -1, "leaf": -1, "imports": -1, "exports": -1, "data": -1, "payload": -1}
         storage = {"mem_storage": -1, "disk_storage": -1, "streams": -1, "consumer": -1}
         claims: dict[str, Any] = {"type": "account", "limits": {**limits, **storage, "wildcards": True}}
@@ -246,7 +243,7 @@ class TestCredentials:
 class _Identity:
     """A key pair that can sign what NATS takes for a JSON web token."""
 
-    def __init__(self, nkeys: Any, prefix: bytes) -> None:
+    def __init__(self, prefix: bytes) -> None:
         kinds = {b"O": nkeys.PREFIX_BYTE_OPERATOR, b"A": nkeys.PREFIX_BYTE_ACCOUNT, b"U": nkeys.PREFIX_BYTE_USER}
         seed = nkeys.encode_seed(secrets.token_bytes(32), kinds[prefix])
         self.seed = seed.decode()

@@ -122,8 +122,8 @@ def test_the_version_is_shown(program: list[str]) -> None:
 
 
 VERBS = (
-    *("up", "register", "update", "unregister", "create", "invoke", "close"),
-    *("list", "view", "logs", "ping", "completion"),
+    *("up", "register", "update", "unregister", "create", "invoke", "cancel", "close"),
+    *("list", "view", "logs", "events", "ping", "completion"),
 )
 
 
@@ -174,6 +174,21 @@ SPEC = "metadata: {name: a}\nspec: {command: c}\n"
         ("register -f -", SPEC.replace("a}", "a.b}"), 2, "metadata.name: application 'a.b' is not a legal name"),
         ("register -f -", SPEC, 3, "no NATS server answers at nats://127.0.0.1:1"),
         ("close -s a.b", "", 3, "no NATS server answers"),
+        ("close -s s --mode now", "", 2, "No such option: --mode"),
+        ("close -s s --drain --force", "", 2, "--drain lets tasks run, --force stops them: expected one of both"),
+        ("close -s s --timeout 1", "", 2, "--timeout goes with --wait"),
+        ("close -s s --wait --timeout 0", "", 2, "greater than or equal to 0.001"),
+        ("close -s s --wait", "", 3, "no NATS server answers"),
+        ("cancel", "", 2, "Missing option"),
+        ("cancel -s s", "", 2, "expected either tasks (-t TASK...) or --all"),
+        ("cancel -s s -t", "", 2, "expected either tasks (-t TASK...) or --all"),
+        ("cancel -s s -t a --all", "", 2, "expected either tasks (-t TASK...) or --all"),
+        ("cancel -s s -t a b -t c", "", 3, "no NATS server answers"),
+        ("events x", "", 2, "unexpected extra argument"),
+        ("events -o xml", "", 2, "'xml' is not one of 'table', 'json', 'yaml'"),
+        ("events -s a.b", "", 3, "no NATS server answers"),
+        ("create -a a --weight 0", "", 2, "--weight"),
+        ("create -a a --idle-timeout -1", "", 2, "--idle-timeout"),
         ("unregister -a a", "", 3, "no NATS server answers"),
         ("list -a", "", 3, "no NATS server answers"),
         ("list -s --endpoint nonsense", "", 2, "endpoint 'nonsense': expected nats://HOST:PORT"),

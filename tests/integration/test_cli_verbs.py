@@ -177,13 +177,111 @@ def test_a_session_that_is_closed_ends_what_runs_in_it(cluster: Up) -> None:
     row = next(line for line in lines if " Open " in line).split()
     assert row[2:5] == ["flmping", "cpu=0.1,mem=128m,gpu=0", "0"]
     executor_title, *executors = call("list", "-e", endpoint=cluster.endpoint).stdout.splitlines()
-    assert executor_title.split() == ["ID", "State", "Session", "Node"]
+    assert executor_title.split() == ["ID", "State", "Session", "Node", "Reason"]
     assert any(executor.split()[1:3] == ["Bound", row[0]] for executor in executors)
     ends(call("close", "-s", row[0], endpoint=cluster.endpoint), 0, f"session {row[0]} closing\n")
     ping.communicate(timeout=LIMIT_S)
     assert ping.returncode == 1
     ends(call("close", "-s", "nobody-123456", endpoint=cluster.endpoint), 1, "session nobody-123456 is not known")
     ends(call("close", "-s", "a.b", endpoint=cluster.endpoint), 2, "session 'a.b' is not a legal name")
+
+
+def test_a_session_says_what_it_was_created_with_and_what_it_waits_for(cluster: Up) -> None:
+    options = ["-r", "gpu=1000", "--weight", "2.5", "--idle-timeout", "3600"]
+    session = create(cluster, "-a", "flmping", *options)
+    waiting = subprocess.Popen([*FLMCTL, "invoke", "flmping", "x", "-s", session, "--endpoint", cluster.endpoint])
+    eventually(lambda: ask(cluster, "view", "-s", session)["waits_for"], "it is known what it waits for")
+    fields = view_of(call("view", "-s", session, endpoint=cluster.endpoint))
+    assert "gpu=1000" in fields["Waits for"]
+    assert (fields["Weight"], fields["Idle timeout"], fields["Close mode"]) == ("2.5", "1 h", "-")
+    ends(call("close", "-s", session, "--force", endpoint=cluster.endpoint), 0, f"session {session} closing\n")
+    assert waiting.wait(LIMIT_S) == 1
+    eventually(lambda: ask(cluster, "view", "-s", session)["state"] == "closed", "it is closed")
+    assert view_of(call("view", "-s", session, endpoint=cluster.endpoint))["Close mode"] == "force"
+
+
+def test_tasks_are_cancelled_by_their_ids_or_all(cluster: Up, lab: str) -> None:
+    session = create(cluster, "-a", lab, "--max", "1")
+    command = [*FLMCTL, "invoke", lab, '["sleep", 60]', "-s", session, "--endpoint", cluster.endpoint]
+    invoking = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+
+    def tasks() -> list[str]:
+        return [task["id"] for task in ask(cluster, "view", "-s", session, "-t")]
+
+    eventually(lambda: len(tasks()) == 4, "all are stored")
+    first, second, *_ = tasks()
+    done = call("cancel", "-s", session, "-t", first, second, "--reason", "no use", endpoint=cluster.endpoint)
+    ends(done, 0)
+    assert done.stdout == f"task {first} cancelled\ntask {second} cancelled\n"
+    done = call("cancel", "-s", session, first, "nope", endpoint=cluster.endpoint)
+    ends(done, 1, f"session {session} has no task 'nope'")
+    assert done.stdout == f"task {first} cancelled\n"
+    ends(
+        call("cancel", "-s", session, "--all", endpoint=cluster.endpoint), 0, f"session {session}: 2 tasks cancelled\n"
+    )
+    ends(
+        call("cancel", "-s", session, "--all", endpoint=cluster.endpoint), 0, f"session {session}: 0 tasks cancelled\n"
+    )
+    errors = [process.communicate(timeout=LIMIT_S)[1] for process in invoking]
+    assert [process.returncode for process in invoking] == [1] * 4
+    assert sum("was cancelled: no use" in error for error in errors) == 2
+    assert {task["error"]["code"] for task in ask(cluster, "view", "-s", session, "-t")} == {"task_cancelled"}
+    ends(
+        call("close", "-s", session, "--wait", endpoint=cluster.endpoint),
+        0,
+        "closed: 0 succeeded, 0 failed, 4 cancelled",
+    )
+    ends(call("cancel", "-s", session, endpoint=cluster.endpoint), 2, "expected either tasks (-t TASK...) or --all")
+    ends(call("cancel", "-s", session, "--all", "t", endpoint=cluster.endpoint), 2, "expected either tasks")
+    ends(call("cancel", "-s", "nobody-123456", "t", endpoint=cluster.endpoint), 1, "nobody-123456 is not known")
+    ends(call("cancel", "-s", session, "-t", "a.b", endpoint=cluster.endpoint), 2, "task 'a.b' is not a legal name")
+
+
+def test_who_waits_for_a_close_is_told_how_far_it_is(cluster: Up, lab: str) -> None:
+    session = create(cluster, "-a", lab, "--max", "1")
+    command = [*FLMCTL, "invoke", lab, '["sleep", 1.5]', "-s", session, "--endpoint", cluster.endpoint]
+    invoking = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    eventually(lambda: len(ask(cluster, "view", "-s", session, "-t")) == 2, "both are stored")
+    done = call("close", "-s", session, "--wait", "--drain", "--timeout", "0.2", endpoint=cluster.endpoint)
+    assert done.returncode == 1
+    assert done.stderr.endswith(f"flmctl: error: session {session} is still closing after 0.2 s; it goes on\n")
+    ends(call("invoke", lab, "1", "-s", session, endpoint=cluster.endpoint), 1, "closing")
+    done = call("close", "-s", session, "--wait", "--drain", endpoint=cluster.endpoint)
+    ends(done, 0)
+    assert done.stdout == f"session {session} closed: 2 succeeded, 0 failed, 0 cancelled\n"
+    assert re.search(rf"^\(session {session} closing: \d pending, 1 running\)$", done.stderr, re.MULTILINE)
+    for process in invoking:
+        process.communicate(timeout=LIMIT_S)
+        assert process.returncode == 0
+    ends(call("close", "-s", session, "--wait", endpoint=cluster.endpoint), 0, f"session {session} closed\n")
+    ends(call("close", "-s", session, "--drain", "--force", endpoint=cluster.endpoint), 2, "expected one of both")
+    ends(call("close", "-s", session, "--timeout", "1", endpoint=cluster.endpoint), 2, "--timeout goes with --wait")
+
+
+def test_events_are_shown_as_they_happen(cluster: Up) -> None:
+    followed = [*FLMCTL, "events", "-a", "flmping", "--endpoint", cluster.endpoint]
+    lines = subprocess.Popen(followed, stdout=subprocess.PIPE, text=True)
+    objects = subprocess.Popen([*followed, "-t", "-o", "json"], stdout=subprocess.PIPE, text=True)
+    assert lines.stdout is not None
+    assert objects.stdout is not None
+    while True:  # what happened before they listened is not told
+        ends(invoke(cluster, "flmping", "x"), 0)
+        if all(select.select([stream], [], [], 1.0)[0] for stream in (lines.stdout, objects.stdout)):
+            break
+    told = [json.loads(objects.stdout.readline())]
+    while (told[-1]["noun"], told[-1]["event"]) != ("session", "closed"):
+        told.append(json.loads(objects.stdout.readline()))
+    assert all(tuple(event) == FIELDS["event"] for event in told)
+    assert {event["application"] for event in told} == {"flmping"}
+    assert {"executor", "session", "task"} <= {event["noun"] for event in told}
+    assert re.fullmatch(r"[\d:]{8}  (session|executor) +\S+  [A-Z]\w+.*\n", lines.stdout.readline())
+    for process in (lines, objects):
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=LIMIT_S)
+        assert process.returncode == 130
+    ends(call("events", "-s", "nobody-123456", endpoint=cluster.endpoint), 1, "session nobody-123456 is not known")
+    ends(call("events", "-a", "nobody", endpoint=cluster.endpoint), 1, "application 'nobody' is not registered")
+    ends(call("events", "-a", "a b", endpoint=cluster.endpoint), 2, "application 'a b' is not a legal name")
 
 
 def test_an_answer_is_all_that_is_on_standard_output(cluster: Up, tmp_path: Path) -> None:
@@ -283,7 +381,11 @@ def test_executors_and_nodes_are_listed_and_viewed(cluster: Up, lab: str) -> Non
     assert view_of(call("view", "-n", node["name"], endpoint=cluster.endpoint))["State"] == "Ready"
     ends(call("view", "-n", "elsewhere", endpoint=cluster.endpoint), 1, "node")
     title, *lines = call("list", "-n", endpoint=cluster.endpoint).stdout.splitlines()
-    assert title.split() == ["Name", "Hostname", "Status", "CPU", "Memory", "Arch", "OS"]
+    assert title.split() == [
+        *["Name", "Hostname", "Status", "CPU", "Memory", "Arch", "OS", "GPU", "Used", "Held", "by"],
+    ]
+    assert (node["gpu"], node["used"]["cpu"]) == (0, pytest.approx(0.1))
+    assert node["memory_by"]
     assert [line.split()[2] for line in lines] == ["Ready"]
     ends(call("close", "-s", session, endpoint=cluster.endpoint), 0)
 
@@ -353,7 +455,7 @@ def test_a_watched_list_is_a_document_for_each_change(cluster: Up) -> None:
 
 def test_a_watched_list_is_drawn_anew_in_a_terminal(cluster: Up) -> None:
     shown = in_terminal(
-        ["list", "-n", "--watch", "--endpoint", cluster.endpoint], columns=60, stop_after=b"nodes at", times=2
+        ["list", "-n", "--watch", "--endpoint", cluster.endpoint], columns=200, stop_after=b"nodes at", times=2
     )
     frames = shown.split("\x1b[?7l")[1:]
     assert len(frames) >= 2
@@ -377,7 +479,7 @@ def test_a_terminal_gets_what_fits_it(cluster: Up) -> None:
 
 def test_nothing_to_list_is_said_in_a_terminal(cluster: Up) -> None:
     shown = in_terminal(["list", "-e", "--node", "elsewhere", "--endpoint", cluster.endpoint], columns=80, NO_COLOR="1")
-    assert shown == "ID  State  Session  Node\n(none)\n"
+    assert shown == "ID  State  Session  Node  Reason\n(none)\n"
 
 
 def test_an_answer_in_a_terminal_ends_its_line(cluster: Up) -> None:

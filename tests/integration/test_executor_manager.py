@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,209 +16,19 @@ import pytest
 
 from flame.broker.embedded import EmbeddedBroker, EmbeddedBrokerConfig
 from flame.broker.errors import ConsumerMissing
-from flame.broker.jetstream import JetStreamBroker, connect
+from flame.broker.jetstream import connect
 from flame.errors import BrokerUnavailable, ConfigurationError
 from flame.protocol import subjects, topology
+from flame.protocol.codes import ReasonCode
 from flame.protocol.messages import LEAVE, SERVE, ExecutorReport, LogChunk, Orders
 from flame.protocol.records import (
-    ApplicationRecord,
-    ApplicationSpec,
-    BindingRecord,
     ExecutorRecord,
     NodeRecord,
-    SessionRecord,
 )
 from flame.protocol.resources import Resources
 from flame.protocol.states import ExecutorState, SessionState
 from flame_services.executor_manager.program import ExecutorManager
-from flame_services.executor_manager.settings import ManagerSettings
-
-RAW = Path(__file__).with_name("raw_executor.py")
-NODE = "here"
-APP = "app"
-PATIENCE_S = 20.0
-
-
-async def until(condition: Callable[[], Any], what: str, limit_s: float = PATIENCE_S) -> Any:
-    """Return the first true answer of ``condition``; it may be a coroutine function."""
-    deadline = time.monotonic() + limit_s
-    while True:
-        answer = condition()
-        if asyncio.iscoroutine(answer):
-            answer = await answer
-        if answer:
-            return answer
-        assert time.monotonic() < deadline, f"not within {limit_s:g} s: {what}"
-        await asyncio.sleep(0.01)
-
-
-def runs(pid: int) -> bool:
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
-@dataclass
-class Control:
-    """Plays the scheduler, and knows what raw executors noted."""
-
-    broker: JetStreamBroker
-    embedded: EmbeddedBroker
-    folder: Path
-    sessions: dict[str, int] = field(default_factory=dict)
-    managers: list[ExecutorManager] = field(default_factory=list)
-
-    @property
-    def endpoint(self) -> str:
-        return self.embedded.endpoint
-
-    # ---- what a scheduler writes
-
-    async def prepare(self) -> None:
-        for bucket in topology.buckets():
-            await self.broker.ensure_bucket(bucket)
-        for stream in topology.application_streams(APP):
-            await self.broker.ensure_stream(stream)
-
-    async def application(self, mode: str = "", **changes: Any) -> None:
-        fields: dict[str, Any] = {
-            "command": sys.executable,
-            "arguments": (str(RAW),),
-            "environments": {"MODE": mode, "NOTES": str(self.folder / "notes")} | changes.pop("environments", {}),
-        }
-        spec = ApplicationSpec(**fields | changes)
-        record = ApplicationRecord(name=APP, spec=spec, created=time.time())
-        await self.broker.bucket(subjects.APPLICATIONS).put(APP, record.encode())
-
-    async def session(self, session: str = "s1", **fields: Any) -> None:
-        usual = {"id": session, "application": APP, "created": time.time(), "epoch": 1}
-        record = SessionRecord.model_validate(usual | fields)
-        if record.common_data_key:
-            await self.broker.bucket(subjects.COMMON_DATA).put(record.common_data_key, b"be kind")
-        await self.broker.bucket(subjects.SESSIONS).put(session, record.encode())
-
-    async def bind(self, executor: str = "e1", session: str = "s1", **fields: Any) -> None:
-        epoch = fields.get("epoch", 1)
-        binding = BindingRecord(
-            **{
-                "executor": executor,
-                "node": NODE,
-                "application": APP,
-                "session": session,
-                "epoch": epoch,
-                "consumer": subjects.consumer(session, epoch),
-                "created": time.time(),
-            }
-            | fields
-        )
-        await self.broker.bucket(subjects.BINDINGS).put(subjects.executor_key(NODE, executor), binding.encode())
-
-    async def unbind(self, executor: str = "e1") -> None:
-        await self.broker.bucket(subjects.BINDINGS).delete(subjects.executor_key(NODE, executor))
-
-    async def serve(self, mode: str = "", executor: str = "e1", **application: Any) -> None:
-        """Bind an executor of a fresh session to this node."""
-        await self.application(mode, **application)
-        await self.session()
-        await self.bind(executor)
-
-    # ---- what there is to see
-
-    async def record(self, executor: str = "e1") -> ExecutorRecord | None:
-        entry = await self.broker.bucket(subjects.EXECUTORS).get(subjects.executor_key(NODE, executor))
-        return None if entry is None or entry.value is None else ExecutorRecord.decode(entry.value)
-
-    async def node(self) -> NodeRecord | None:
-        entry = await self.broker.bucket(subjects.NODES).get(NODE)
-        return None if entry is None or entry.value is None else NodeRecord.decode(entry.value)
-
-    async def reaches(self, state: ExecutorState, executor: str = "e1", limit_s: float = PATIENCE_S) -> ExecutorRecord:
-        """Wait for a state, and fail at once if the executor is released instead."""
-        seen: list[ExecutorRecord] = []
-
-        async def there() -> bool:
-            record = await self.record(executor)
-            if record is not None:
-                seen.append(record)
-            return record is not None and record.state in (state, ExecutorState.RELEASED)
-
-        await until(there, f"{executor} is {state.value}", limit_s)
-        assert seen[-1].state is state, seen[-1]
-        return seen[-1]
-
-    async def released(self, executor: str = "e1", limit_s: float = PATIENCE_S) -> ExecutorRecord:
-        return await self.reaches(ExecutorState.RELEASED, executor, limit_s)
-
-    def notes(self, word: str, executor: str = "e1") -> list[Any]:
-        """What raw executors noted under a word."""
-        file = self.folder / "notes"
-        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-        return [found[2:] for line in lines if (found := json.loads(line))[:2] == [executor, word]]
-
-    # ---- managers
-
-    def settings(self, **fields: Any) -> ManagerSettings:
-        usual = {"endpoint": self.endpoint, "node": NODE, "work_dir": self.folder / "node", "stop_timeout_s": 3}
-        return ManagerSettings.model_validate(usual | fields)
-
-    async def manager(self, **fields: Any) -> ExecutorManager:
-        manager = ExecutorManager(self.settings(**fields))
-        self.managers.append(manager)
-        await manager.start()
-        return manager
-
-    @contextlib.asynccontextmanager
-    async def program(self, *options: str, **popen: Any) -> AsyncIterator[subprocess.Popen[str]]:
-        """Run the manager as a program of its own, which has said that it is ready."""
-        command = [
-            *(sys.executable, "-m", "flame_services.executor_manager", "--endpoint", self.endpoint),
-            *("--node", NODE, "--work-dir", str(self.folder / "node"), "--stop-timeout-s", "3", *options),
-        ]
-        log = self.folder / "program.log"
-        process = start_program(command, log, **popen)
-        try:
-            await until(lambda: "ready" in log.read_text() or process.poll() is not None, "the program is ready")
-            yield process
-        finally:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
-
-
-def start_program(command: list[str], log: Path, **popen: Any) -> subprocess.Popen[str]:
-    with log.open("w") as output:
-        return subprocess.Popen(command, stderr=output, text=True, start_new_session=True, **popen)
-
-
-@pytest.fixture
-async def control(tmp_path: Path) -> AsyncIterator[Control]:
-    embedded = EmbeddedBroker(EmbeddedBrokerConfig(data_dir=tmp_path / "broker"))
-    async with embedded:
-        broker = await connect(embedded.endpoint)
-        control = Control(broker, embedded, tmp_path)
-        await control.prepare()
-        try:
-            yield control
-        finally:
-            for manager in control.managers:
-                await manager.stop()
-            await broker.close()
-    left = left_of(embedded.endpoint)
-    for process in left:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-    assert left == []
-
-
-def left_of(endpoint: str) -> list[psutil.Process]:
-    """Return the processes that belong to a cluster and still run."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get("FLAME_ENDPOINT") == endpoint and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
+from tests.support.node import APP, NODE, PATIENCE_S, Control, left_of, runs, until
 
 
 class TestALife:
@@ -232,7 +38,15 @@ class TestALife:
         watch = await control.broker.bucket(subjects.EXECUTORS).watch(
             f"{NODE}.e1", lambda entry: states.append(ExecutorRecord.decode(entry.value or b"").state.value)
         )
-        await control.application(concurrency=4, max_instances=6)
+        runs_so: dict[str, Any] = {
+            "timeout_s": 9.0,
+            "expires_s": 8.0,
+            "delay_s": 7.0,
+            "max_attempts": 6,
+            "retry_backoff_s": 5.0,
+            "delay_release_s": 4.0,
+        }
+        await control.application(concurrency=4, max_instances=6, retry_on=("KeyError",), **runs_so)
         await control.session(common_data_key="s1.1")
         await control.bind(fence=17)
         record = await control.reaches(ExecutorState.BOUND)
@@ -255,7 +69,9 @@ class TestALife:
                     "max_executors": 6,
                     "ack_wait_s": 15.0,
                     "leave_timeout_s": 10.0,
+                    "retry_on": ["KeyError"],
                 }
+                | runs_so
             ]
         ]
         counted = await until(control.record, "a record")
@@ -367,6 +183,7 @@ class TestAStartThatFails:
         await control.serve(**spec)
         record = await control.released(limit_s=5)
         assert record.reason.startswith(reason)
+        assert record.code == ReasonCode.STARTING_REFUSED
         assert (record.clean, record.entered, record.pid) == (False, False, 0)
         await control.unbind()
         await until(lambda: gone(control), "the record is deleted with the binding")
@@ -394,14 +211,14 @@ class TestAStartThatFails:
         assert record.reason == (
             "exited with status 3 before it was ready; the end of its stderr:\nthe last words\n  of a service"
         )
-        assert (record.clean, record.entered) == (False, False)
+        assert (record.clean, record.entered, record.code) == (False, False, ReasonCode.ENDED_EARLY)
 
     async def test_a_service_that_is_never_ready(self, control: Control) -> None:
         await control.manager(ready_timeout_s=1)
         await control.serve("is never ready")
         record = await control.released(limit_s=5)
         assert record.reason == "not ready within 1 s; the end of its stderr:\nwarming up"
-        assert (record.clean, record.entered) == (False, False)
+        assert (record.clean, record.entered, record.code) == (False, False, ReasonCode.NOT_READY)
         assert not runs(control.notes("started")[0][0])
 
     async def test_a_service_that_fails_to_enter(self, control: Control) -> None:
@@ -409,7 +226,7 @@ class TestAStartThatFails:
         await control.serve("fails to enter")
         record = await control.released(limit_s=5)
         assert record.reason == "ValueError: no key\nTraceback:\n  line 1\nValueError: no key"
-        assert (record.clean, record.entered) == (False, False)
+        assert (record.clean, record.entered, record.code) == (False, False, ReasonCode.ENTER_FAILED)
         assert control.notes("told") == [["idle", SERVE], ["binding", LEAVE]]
 
     async def test_a_service_that_never_enters(self, control: Control) -> None:
@@ -417,7 +234,7 @@ class TestAStartThatFails:
         await control.serve("never enters")
         record = await control.released(limit_s=5)
         assert record.reason == "on_session_enter took longer than 1 s"
-        assert (record.clean, record.entered) == (False, False)
+        assert (record.clean, record.entered, record.code) == (False, False, ReasonCode.ENTER_FAILED)
 
     async def test_a_report_of_somebody_elses_process_is_refused(self, control: Control) -> None:
         await control.manager()
@@ -440,6 +257,7 @@ class TestAStartThatFails:
         record = await control.released(limit_s=5)
         assert record.clean
         assert record.reason.startswith("superseded")
+        assert record.code == ReasonCode.UNBOUND
         assert control.notes("started") == []
 
     async def test_one_that_is_to_leave_before_it_was_started_is_released_at_once(self, control: Control) -> None:
@@ -466,7 +284,7 @@ class TestAnEnd:
         os.kill(record.pid, signal.SIGKILL)
         record = await control.released(limit_s=5)
         assert record.reason == "killed by signal SIGKILL while bound"
-        assert (record.clean, record.entered) == (False, True)
+        assert (record.clean, record.entered, record.code) == (False, True, ReasonCode.KILLED)
         [[child]] = control.notes("child")
         assert not runs(child)
 
@@ -490,7 +308,7 @@ class TestAnEnd:
         await control.bind(leave=True)
         record = await control.released(limit_s=8)
         assert record.reason == "on_session_leave took longer than 0.5 s"
-        assert (record.clean, record.entered) == (False, True)
+        assert (record.clean, record.entered, record.code) == (False, True, ReasonCode.LEAVE_FAILED)
 
     async def test_of_one_that_lingers_after_it_has_left_is_clean(
         self, control: Control, monkeypatch: pytest.MonkeyPatch
@@ -698,11 +516,11 @@ class TestTheBrokerAway:
         assert (await control.released()).clean
 
     async def test_time_limits_wait_for_the_broker(self, control: Control) -> None:
-        await control.manager(ready_timeout_s=1)
+        await control.manager(ready_timeout_s=2)
         await control.serve("waits for a sign")
         [[pid, _]] = await until(lambda: control.notes("started"), "it runs")
         control.embedded.kill()
-        await asyncio.sleep(2.5)  # the limit passes, twice
+        await asyncio.sleep(4.5)  # the limit passes, twice
         assert runs(pid)
         await control.embedded.start()
         (control.folder / "go").touch()
@@ -747,6 +565,7 @@ class TestTheManagerStops:
         await watch.stop()
         record = await control.released(limit_s=1)
         assert (record.clean, record.reason) == (False, "the executor manager was stopped")
+        assert record.code == ReasonCode.MANAGER_STOPPED
 
     async def test_one_that_was_not_ready_is_not_blamed(self, control: Control) -> None:
         manager = await control.manager()
@@ -809,6 +628,7 @@ class TestTheManagerIsKilled:
             assert record is not None
             assert (record.state, record.clean) == (ExecutorState.RELEASED, False)
             assert record.reason == "the executor manager was restarted"
+            assert record.code == ReasonCode.MANAGER_RESTARTED
         assert await control.record("e2") is None
         await control.unbind("e1")
         await until(lambda: gone(control), "the record goes with the binding")

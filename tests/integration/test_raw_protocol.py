@@ -26,7 +26,7 @@ import pytest
 from pydantic import BaseModel
 
 import flame
-from flame.protocol import api, codes, defaults, messages, records, states, subjects
+from flame.protocol import api, codes, defaults, events, messages, records, states, subjects
 from flame.service import environment
 from tests.support.cluster import PATIENCE_S, SERVICES, eventually, executors_of, kill, processes_of
 from tests.support.servers import ServedCluster, Servers, single
@@ -141,7 +141,12 @@ async def test_a_client_of_nothing_but_nats_and_msgpack(cluster: GuardedCluster)
     assert (said["cancelled"]["state"], said["cancelled"]["attempt"]) == ("cancelled", 0)
     assert said["cancelled"]["error"]["code"] == "task_cancelled"
     assert said["idle_states"] == said["states"] == ["open", "closing", "closed"]
-    assert said["idle_counts"] == {"pending": 0, "cancelled": 1}
+    assert said["idle_counts"] == {"pending": 0, "cancelled": 2}
+    assert (said["cancels"], said["too_late"]) == ([True, True], True)
+    assert said["on_request"] == {"code": "task_cancelled", "message": "no longer needed"}
+    assert "cpu" in said["waited_for"]
+    assert said["executors"][-1] == "executor released"
+    assert {"executor bound", "executor unbinding"} <= set(said["executors"])
     assert said["refusals"] == {
         "the same id": "session_exists",
         "a bad name": "invalid_name",
@@ -151,6 +156,9 @@ async def test_a_client_of_nothing_but_nats_and_msgpack(cluster: GuardedCluster)
         "other options": "spec_mismatch",
         "an unknown option": "invalid_argument",
         "a wrong field": "invalid_argument",
+        "a mode that is none": "invalid_argument",
+        "to cancel in no session": "session_not_found",
+        "to cancel nothing": "invalid_argument",
         "a newer version": "unsupported_version",
     }
     assert (said["nodes"], said["listed"], said["problems"]) == (1, [True], [])
@@ -261,6 +269,50 @@ async def test_a_task_that_kills_raw_services_is_given_up(connection: flame.Conn
         assert json.loads((await session.invoke(call("echo", "alive"), timeout_s=60)).output) == ["alive"]
 
 
+async def test_a_raw_service_runs_tasks_on_the_terms_that_they_were_created_with(
+    connection: flame.Connection, raw: str, tmp_path: Path
+) -> None:
+    mark = tmp_path / "runs"
+
+    def sleep(seconds: float) -> bytes:
+        return call("sleep", seconds, str(mark))
+
+    async with await connection.create_session(raw) as session:
+        with pytest.raises(flame.TaskTimeout, match=r"longer than 0\.2 s"):
+            await session.invoke(sleep(60), options=flame.TaskOptions(timeout_s=0.2))
+        busy = await session.create_task(sleep(0.5))
+        expired = await session.create_task(call("echo", 1), options=flame.TaskOptions(expires_s=0.1))
+        late = await session.create_task(call("echo", 2), options=flame.TaskOptions(delay_s=1.0))
+        with pytest.raises(flame.TaskExpired):
+            await expired
+        assert (await late).started - (await busy).started >= 0.8
+        tried = call("fail twice", str(tmp_path / "tried"))
+        assert (await session.invoke(tried, options=flame.TaskOptions(max_attempts=3))).attempt == 3
+        with pytest.raises(flame.TaskFailed, match="no luck") as caught:
+            await session.invoke(call("fail", "no luck"), options=flame.TaskOptions(max_attempts=2))
+        assert caught.value.task.attempt == 2
+    info = await connection.get_session(session.id)
+    assert (info.succeeded, info.failed, info.cancelled, info.pending) == (3, 3, 0, 0)
+
+
+async def test_a_raw_service_stops_what_is_cancelled(connection: flame.Connection, raw: str, tmp_path: Path) -> None:
+    mark = tmp_path / "runs"
+    session = await connection.create_session(raw)
+    handle = await session.create_task(call("sleep", 60, str(mark)))
+    await eventually(mark.exists, "the task runs")
+    assert await handle.cancel() is flame.TaskState.CANCELLED
+    assert json.loads((await session.invoke(call("echo", "alive"), timeout_s=4)).output) == ["alive"]
+    mark.unlink()
+    forced = await session.create_task(call("sleep", 60, str(mark)))
+    await eventually(mark.exists, "the task runs")
+    async with asyncio.timeout(4):
+        await session.close("force")
+        with pytest.raises(flame.TaskCancelled):
+            await forced
+    info = await connection.get_session(session.id)
+    assert (info.succeeded, info.failed, info.cancelled, info.pending) == (1, 0, 2, 0)
+
+
 async def test_a_session_that_a_raw_service_can_not_enter_fails_with_its_text(
     connection: flame.Connection, raw: str
 ) -> None:
@@ -273,7 +325,7 @@ async def test_a_session_that_a_raw_service_can_not_enter_fails_with_its_text(
 
 CLASSES: dict[str, type[Any]] = {
     name: kind
-    for module in (messages, records, api)
+    for module in (messages, records, api, events)
     for name, kind in inspect.getmembers(module, inspect.isclass)
     if kind.__module__ == module.__name__ and (issubclass(kind, BaseModel) or dataclasses.is_dataclass(kind))
 }
@@ -336,7 +388,8 @@ def test_every_subject_stream_bucket_and_consumer_is_documented() -> None:
 
 def test_every_verb_code_state_and_variable_is_documented() -> None:
     words: set[str] = {verb.value for verb in api.Verb}
-    words |= {code.value for code in codes.ErrorCode}
+    words |= {code.value for code in (*codes.ErrorCode, *codes.ReasonCode)}
+    words |= {value.value for value in (*states.CloseMode, *states.Placement, *events.Noun)}
     words |= {f"{state}" for state in (*states.SessionState, *states.TaskState, *states.ExecutorState)} - {
         "pending",  # nothing on the wire says so of a task
         "starting",  # reported by no executor
@@ -348,16 +401,24 @@ def test_every_verb_code_state_and_variable_is_documented() -> None:
 
 def test_every_verb_says_what_it_may_be_refused_with() -> None:
     """What the control API raises itself; the rest is said once for all verbs."""
-    from flame_services.scheduler import control_api
+    from flame_services.scheduler.control_api import applications, cancel, executors, nodes, sessions, tasks
 
+    nouns = (
+        applications.Applications,
+        sessions.Sessions,
+        tasks.Tasks,
+        cancel.Cancel,
+        executors.Executors,
+        nodes.Nodes,
+    )
     verbs = re.split(r"^### `", document().split("## 7.")[1].split("## 8.")[0], flags=re.MULTILINE)
     text = {verb.partition("`")[0]: verb for verb in verbs}
     for verb, section in text.items():
-        handler = getattr(control_api.ControlApi, f"_{verb}", None)
+        handler = next((getattr(noun, verb) for noun in nouns if hasattr(noun, verb)), None)
         if handler is None:
             continue
         for error in re.findall(r"raise (\w+)\(", textwrap.dedent(inspect.getsource(handler))):
-            kind = getattr(control_api, error)  # the exception, or a function that makes it
+            kind = getattr(inspect.getmodule(handler), error)  # the exception, or a function that makes it
             code = getattr(flame.errors, kind.__annotations__.get("return", error)).code.value
             assert f"`{code}`" in section, f"{verb} may answer {code}"
 
@@ -375,11 +436,15 @@ def test_the_limits_are_those_of_the_code() -> None:
         f"`flame-leases` | | nothing yet; kept for {defaults.LEADER_LEASE_S:g} s",
         f"({defaults.ACK_WAIT_S:g} s unless the scheduler was told otherwise)",
         f"**certainly** yours for {defaults.LEASE_CERTAIN:g} of `ack_wait_s`",
-        f"At {defaults.POISON_LIMIT} the task is given up",
+        f"At {defaults.POISON_LIMIT} lost executors the task is given up",
         f"once it has run for {defaults.RUNNING_NOTICE_S:g} s",
         f"| start | {defaults.READY_TIMEOUT_S:.0f} s |",
         f"| enter | {defaults.ENTER_TIMEOUT_S:.0f} s |",
         f"at most {thousands(api.LOOK_UP_LIMIT)} ids",
+        f"1 to {thousands(api.LOOK_UP_LIMIT)} ids",
+        f"What doesn't stop within {defaults.TASK_STOP_S:g} s is ended with its process",
+        f"how long one run may take, 0.001 to {thousands(defaults.RESULT_AGE_S)}",
+        f"up to {defaults.BACKOFF_MAX_S:g} s or `retry_backoff_s` if it is more",
         f"1 to {thousands(api.PAGE)} |",
         f"at most {thousands(defaults.PUBLISH_WINDOW)} unacknowledged publishes",
         f"The SDK gives up after {defaults.STORE_TIMEOUT_S:.0f} s",
@@ -437,7 +502,7 @@ def test_there_is_an_example_of_everything_on_the_hot_path() -> None:
         "RunningEvent",
         "ExecutorReport",
         "Orders",
-        "control",
+        "Control",
         "Attempts",
         "LogChunk",
     }

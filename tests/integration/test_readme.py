@@ -8,7 +8,9 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
+from typing import Any
 
 import flame
 from tests.support.cluster import Cluster
@@ -62,3 +64,27 @@ async def test_the_tour_works_as_printed(cluster: Cluster, connection: flame.Con
     assert "my-agent" in await asyncio.to_thread(run, "flmctl", "list", "-s")
     await asyncio.to_thread(run, "flmctl", "unregister", "-a", "my-agent")
     assert "my-agent" not in {application.name for application in await connection.list_applications()}
+
+
+async def test_what_is_shown_of_tasks_and_sessions_works_as_printed(connection: flame.Connection) -> None:
+    [shown] = blocks("python", "Tasks and sessions on your terms")
+    names: dict[str, Any] = {"flame": flame}
+    exec(f"async def block(session):\n{textwrap.indent(shown, '    ')}", names)
+    session = await connection.create_session("flmping")
+    async with asyncio.timeout(30):
+        await names["block"](session)
+    assert session.state is flame.SessionState.CLOSED
+
+
+def test_commands_that_are_shown_are_complete() -> None:
+    [shown] = blocks("console", "Tasks and sessions on your terms")
+    for line in shown.splitlines():
+        words = shlex.split(line, comments=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "flame_cli.main", *words[1:], "--endpoint", "nats://127.0.0.1:1"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 3, (line, done.stderr)

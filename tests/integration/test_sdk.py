@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -280,3 +281,183 @@ async def test_a_client_connects_to_the_current_context(
     async with await flame.connect() as connection:
         assert connection.endpoint == cluster.broker.endpoint
         assert (await connection.info()).nodes == 1
+
+
+# ---- cancelling
+
+
+async def test_a_waiting_task_is_cancelled_and_never_runs(
+    connection: flame.Connection, lab: str, tmp_path: Path
+) -> None:
+    mark = tmp_path / "ran"
+    async with await connection.create_session(lab, max_instances=1) as session:
+        busy = await session.create_task(call("sleep", 1))
+        waiting = await session.create_tasks(call("touch", str(mark)) for _ in range(3))
+        assert await waiting[0].cancel("no longer needed") is flame.TaskState.CANCELLED
+        with pytest.raises(flame.TaskCancelled, match="no longer needed") as caught:
+            await waiting[0]
+        assert caught.value.task.attempt == 0
+        ids = [handle.id for handle in waiting]
+        assert await session.cancel_tasks([*ids, "never-was"]) == dict.fromkeys(ids, flame.TaskState.CANCELLED)
+        assert (await busy).state is flame.TaskState.SUCCEED
+        assert await busy.cancel() is flame.TaskState.SUCCEED
+        assert await connection.cancel_tasks(session.id, [busy.id]) == {busy.id: flame.TaskState.SUCCEED}
+    assert not mark.exists()
+    info = await connection.get_session(session.id)
+    assert (info.succeeded, info.cancelled, info.failed, info.pending, info.running) == (1, 3, 0, 0, 0)
+
+
+async def test_a_running_task_is_cancelled_and_its_executor_goes_on(connection: flame.Connection, lab: str) -> None:
+    async with await connection.create_session(lab, max_instances=1) as session:
+        pid = json.loads((await session.invoke(call("who"))).output)["pid"]
+        running = asyncio.Event()
+
+        class Informer(flame.TaskInformer):
+            def on_update(self, task: flame.Task) -> None:
+                if task.state is flame.TaskState.RUNNING:
+                    running.set()
+
+        handle = await session.create_task(call("sleep", 60), Informer())
+        async with asyncio.timeout(10):
+            await running.wait()
+            assert await handle.cancel() is flame.TaskState.CANCELLED
+            with pytest.raises(flame.TaskCancelled):
+                await handle
+            assert json.loads((await session.invoke(call("who"))).output)["pid"] == pid
+
+
+# ---- closing
+
+
+async def test_a_session_that_drains_runs_what_waits_and_tells_how_far_it_is(
+    connection: flame.Connection, lab: str
+) -> None:
+    session = await connection.create_session(lab, max_instances=1)
+    handles = await session.create_tasks(call("sleep", 0.4) for _ in range(4))
+    told: list[flame.SessionInfo] = []
+    closing = asyncio.create_task(session.close("drain", on_progress=told.append))
+
+    async def refused() -> bool:
+        return (await connection.get_session(session.id)).session.close_mode is flame.CloseMode.DRAIN
+
+    await eventually(refused, "it drains")
+    with pytest.raises(flame.SessionNotOpen):
+        await session.invoke(call("echo", 1))
+    async with asyncio.timeout(20):
+        await closing
+    assert [(await handle).state.value for handle in handles] == ["succeed"] * 4
+    assert told[0].session.state is flame.SessionState.CLOSING
+    assert (told[-1].session.state, told[-1].succeeded, told[-1].pending) == (flame.SessionState.CLOSED, 4, 0)
+    counts = [info.succeeded for info in told]
+    assert counts == sorted(counts)
+
+
+async def test_a_closing_session_can_be_forced(connection: flame.Connection, lab: str) -> None:
+    session = await connection.create_session(lab, max_instances=1)
+    running = await session.create_task(call("sleep", 60))
+    waiting = await session.create_task(call("echo", 1))
+
+    async def runs() -> bool:
+        return bool((await connection.get_session(session.id)).running)
+
+    await eventually(runs, "the first one runs")
+    with pytest.raises(flame.TimedOut, match="still closing"):
+        await session.close(timeout_s=0.5)
+    async with asyncio.timeout(10):
+        await session.close(flame.CloseMode.FORCE)
+    for handle in (running, waiting):
+        with pytest.raises(flame.TaskCancelled):
+            await handle
+    info = await connection.get_session(session.id)
+    assert (info.cancelled, info.succeeded, info.failed) == (2, 0, 0)
+    assert info.session.close_mode is flame.CloseMode.FORCE
+
+
+# ---- limits of a task
+
+
+async def test_a_task_has_the_limits_that_it_was_created_with(connection: flame.Connection, lab: str) -> None:
+    async with await connection.create_session(lab, max_instances=1) as session:
+        with pytest.raises(flame.TaskTimeout, match=r"longer than 0\.3 s") as caught:
+            await session.invoke(call("sleep", 60), timeout_s=20, options=flame.TaskOptions(timeout_s=0.3))
+        assert caught.value.task.error is not None
+        assert caught.value.task.error.type == "TaskTimeout"
+        busy = await session.create_task(call("sleep", 1))
+        expired = await session.create_task(call("echo", 1), options=flame.TaskOptions(expires_s=0.2))
+        late = await session.create_task(call("echo", 2), options=flame.TaskOptions(delay_s=1.5))
+        await busy
+        with pytest.raises(flame.TaskExpired, match="not started"):
+            await expired
+        assert (await late).started - (await busy).started >= 1.2
+        with pytest.raises(flame.TaskFailed) as failed:
+            await session.invoke(call("fail", "no luck"), options=flame.TaskOptions(max_attempts=3))
+        assert failed.value.task.attempt == 3
+
+
+# ---- events
+
+
+async def test_events_tell_of_everything_that_changes(cluster: Cluster, connection: flame.Connection) -> None:
+    async with connection.events(tasks=True) as events:
+        await connection.register_application("fleeting", cluster.service("lab"))
+        async with await connection.create_session("fleeting", session_id="fleeting-1") as session:
+            task = await session.invoke(call("sleep", 0.3))
+        await connection.unregister_application("fleeting")
+        told: list[flame.ClusterEvent] = []
+        async with asyncio.timeout(10):
+            async for event in events:
+                if event.application == "fleeting" or event.id == "fleeting":
+                    told.append(event)
+                if (event.id, event.event) == ("fleeting", "removed"):
+                    break
+
+    def of(noun: str) -> list[str]:
+        return [event.event for event in told if event.noun == noun]
+
+    assert of("application") == ["enabled", "disabled", "removed"]
+    assert [event for event in of("session") if event not in ("waiting", "removed")] == ["open", "closing", "closed"]
+    assert of("task") == ["running", "succeed"]
+    assert of("executor")[-1] == "released"
+    assert {"bound", "unbinding"} <= set(of("executor"))
+    assert {event.id for event in told if event.noun == "task"} == {task.id}
+    executors = [event for event in told if event.noun == "executor"]
+    assert {(event.id, event.session) for event in executors} == {(task.executor, "fleeting-1")}
+    assert all(before.state == after.before for before, after in itertools.pairwise(executors))
+    assert all(event.at > 0 for event in told)
+
+
+async def test_a_watch_tells_what_a_session_waits_for_and_of_its_executors(
+    connection: flame.Connection, lab: str
+) -> None:
+    session = await connection.create_session(lab, resources="gpu=1000")
+    watch = session.watch()
+    await session.create_task(call("echo", 1))
+    async with asyncio.timeout(20):
+        async for event in watch:
+            if event.kind == "waiting" and event.reason:
+                break
+        assert "gpu=1000" in event.reason
+        assert (await connection.get_session(session.id)).waits_for == event.reason
+    await session.close()
+    async with await connection.create_session(lab) as other:
+        watch = other.watch()
+        task = await other.invoke(call("echo", 1))
+    async with asyncio.timeout(20):
+        states = [event.executor_state for event in [found async for found in watch] if event.kind == "executor"]
+    assert task.executor
+    assert states[-1] is ExecutorState.RELEASED
+    assert ExecutorState.BOUND in states
+
+
+async def test_a_session_is_closed_when_it_has_been_idle_for_as_long_as_it_may(
+    connection: flame.Connection,
+) -> None:
+    session = await connection.create_session("flmping", idle_timeout_s=0.5, weight=2)
+    assert (await connection.get_session(session.id)).session.options.weight == 2
+    watch = session.watch()
+    async with asyncio.timeout(20):
+        events = [event async for event in watch if event.kind == "session"]
+    assert events[-1].session_state is flame.SessionState.CLOSED
+    assert (await connection.get_session(session.id)).session.code == "idle_timeout"
+    with pytest.raises(flame.SessionNotOpen):
+        await session.invoke(b"too late")

@@ -303,8 +303,8 @@ async def test_executors_and_nodes_are_listed(connection: flame.Connection, lab:
         pid = (await who(session))["pid"]
 
         async def bound() -> bool:
-            [executor] = await executors_of(connection, session.id)
-            return (executor.pid, executor.state, executor.session) == (pid, ExecutorState.BOUND, session.id)
+            found = [(e.pid, e.state, e.session) for e in await executors_of(connection, session.id)]
+            return found == [(pid, ExecutorState.BOUND, session.id)]
 
         await eventually(bound, "the executor is listed as bound")
         [node] = await connection.list_nodes()

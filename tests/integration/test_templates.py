@@ -20,8 +20,8 @@ import flame
 from flame.protocol import topology
 from flame.protocol.records import ExecutorRecord
 from flame.protocol.states import ExecutorState
-from tests.integration.test_executor_manager import APP, Control, control, left_of  # noqa: F401 (a fixture)
 from tests.support.cluster import SERVICES, Cluster, alive, eventually, executors_of, kill
+from tests.support.node import APP, Control, left_of
 
 MANAGER_OPTIONS = ("--template-idle-s", "2", "--cpu", "1000", "--memory", "1000g")
 FORKED = "forked"
@@ -144,9 +144,8 @@ class TestAForkedExecutor:
         for name in ("first", "second"):
             session = await connection.create_session(app)
             await ask(session, "print", f"{name} speaks")
-            executor = await executor_of(connection, session)
             await session.close()
-            async with contextlib.aclosing(connection.read_logs(executor=executor.id, follow=True)) as lines:
+            async with contextlib.aclosing(connection.read_logs(session=session.id, follow=True)) as lines:
                 written[name] = sorted([line.text async for line in lines])
         # What was written while the service was loaded belongs to whoever it was loaded for.
         assert written == {
@@ -221,8 +220,10 @@ class TestAServiceThatCanNotBeForked:
     async def test_since_it_can_not_even_be_loaded(self, connection: flame.Connection, register: Any) -> None:
         app = await register("broken", "is broken", session_retry_limit=2)
         session = await connection.create_session(app)
-        with pytest.raises(flame.TaskFailed, match="this can't be loaded"):
+        with pytest.raises(flame.TaskFailed, match="exited with status 1 before it was ready") as failure:
             await ask(session, "who")
+        assert failure.value.task.error is not None
+        assert "this can't be loaded" in failure.value.task.error.traceback
 
 
 class TestSessionsThatComeWhileATemplateStarts:
@@ -411,7 +412,7 @@ class TestAnExecutorThatIsForkedAhead:
         template.kill()
         await eventually(lambda: not psutil.pid_exists(ready), "it has ended")
 
-    async def test_is_kept_for_a_while_only(self, control: Control, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    async def test_is_kept_for_a_while_only(self, control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("flame_services.executor_manager.stock.AHEAD_S", 0.5)
         await control.manager()
         await control.application(**nursery())
@@ -466,7 +467,7 @@ def nursery(mode: str = "") -> dict[str, Any]:
     return {"mode": mode, "command": sys.executable, "arguments": (str(SERVICES / "nursery.py"),)}
 
 
-async def serve(control: Control, executor: str, mode: str = "") -> ExecutorRecord:  # noqa: F811
+async def serve(control: Control, executor: str, mode: str = "") -> ExecutorRecord:
     """Bind an executor of a session of its own, and return its record when it takes tasks."""
     session = f"session-{executor}"
     await control.session(session)
@@ -476,7 +477,7 @@ async def serve(control: Control, executor: str, mode: str = "") -> ExecutorReco
 
 
 class TestWhatAClientDoesNotSee:
-    async def test_a_killed_executor_ends_for_a_reason(self, control: Control) -> None:  # noqa: F811
+    async def test_a_killed_executor_ends_for_a_reason(self, control: Control) -> None:
         await control.manager()
         await control.application(**nursery())
         record = await serve(control, "e1")
@@ -488,7 +489,7 @@ class TestWhatAClientDoesNotSee:
         assert alive(template)
         assert record.pid not in {child.pid for child in psutil.Process(template).children()}
 
-    async def test_a_forked_executor_leaves_in_order(self, control: Control) -> None:  # noqa: F811
+    async def test_a_forked_executor_leaves_in_order(self, control: Control) -> None:
         await control.manager()
         await control.application(**nursery())
         await serve(control, "e1")
@@ -498,7 +499,7 @@ class TestWhatAClientDoesNotSee:
 
     async def test_a_template_that_does_not_answer_is_ended(
         self,
-        control: Control,  # noqa: F811
+        control: Control,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setattr("flame_services.executor_manager.template.FORK_S", 0.5)
@@ -512,7 +513,7 @@ class TestWhatAClientDoesNotSee:
         await eventually(lambda: not alive(template), "the template was ended")
         assert alive(first.pid)
 
-    async def test_an_executor_whose_template_tells_nothing_is_given_up(self, control: Control) -> None:  # noqa: F811
+    async def test_an_executor_whose_template_tells_nothing_is_given_up(self, control: Control) -> None:
         await control.manager()
         await control.application(**nursery())
         record = await serve(control, "e1")
@@ -521,7 +522,7 @@ class TestWhatAClientDoesNotSee:
         record = await control.released("e1", limit_s=5)
         assert record.reason == "ended while bound; how is not known, its template being gone"
 
-    async def test_a_template_that_is_not_ready_in_time(self, control: Control) -> None:  # noqa: F811
+    async def test_a_template_that_is_not_ready_in_time(self, control: Control) -> None:
         await control.manager(ready_timeout_s=0.5)
         await control.application(**nursery("takes its time"))
         for executor in ("e1", "e2"):
@@ -532,7 +533,7 @@ class TestWhatAClientDoesNotSee:
             record = await control.released(executor, limit_s=8)
             assert record.reason.startswith("not ready within 0.5 s")
 
-    async def test_a_stop_leaves_nothing(self, control: Control) -> None:  # noqa: F811
+    async def test_a_stop_leaves_nothing(self, control: Control) -> None:
         manager = await control.manager()
         await control.application(**nursery())
         record = await serve(control, "e1")
@@ -543,7 +544,7 @@ class TestWhatAClientDoesNotSee:
             control.folder / "node" / "templates" / f"{APP}.log"
         ]
 
-    async def test_the_end_of_the_cluster_is_a_templates_end(self, control: Control) -> None:  # noqa: F811
+    async def test_the_end_of_the_cluster_is_a_templates_end(self, control: Control) -> None:
         lifetime, owner = os.pipe()
         try:
             async with control.program("--lifetime-fd", str(lifetime), pass_fds=(lifetime,)) as program:
@@ -559,7 +560,7 @@ class TestWhatAClientDoesNotSee:
         os.close(owner)
         await eventually(lambda: left_of(control.endpoint) == [], "template and executor have ended")
 
-    async def test_a_managers_successor_ends_template_and_executors(self, control: Control) -> None:  # noqa: F811
+    async def test_a_managers_successor_ends_template_and_executors(self, control: Control) -> None:
         async with control.program() as program:
             await control.application(**nursery())
             record = await serve(control, "e1")
@@ -574,7 +575,7 @@ class TestWhatAClientDoesNotSee:
         assert found.reason == "the executor manager was restarted"
         await serve(control, "e2")
 
-    async def test_orphans_of_a_service_are_asked_for_their_status(self, control: Control) -> None:  # noqa: F811
+    async def test_orphans_of_a_service_are_asked_for_their_status(self, control: Control) -> None:
         async with control.program() as program:
             await control.application("has children")
             await control.session()

@@ -1,7 +1,8 @@
 """A client in nats-py and msgpack alone, written from docs/protocol.md.
 
-It opens two sessions of an application that echoes, invokes tasks in one, has the waiting task of the other cancelled,
-is refused some things, and says on standard output, as JSON, what it heard. Usage: raw_client.py ENDPOINT APPLICATION
+It opens two sessions of an application that echoes, invokes tasks in one, cancels a waiting task of the other and has
+another one cancelled with its session, is refused some things, and says on standard output, as JSON, what it heard.
+Usage: raw_client.py ENDPOINT APPLICATION
 """
 
 import asyncio
@@ -38,6 +39,7 @@ class Session:
         self.running: dict[str, dict[str, Any]] = {}
         self.results: dict[str, dict[str, Any]] = {}
         self.states: list[str] = []
+        self.events: list[str] = []
         self.settled = False
         self.changed = asyncio.Event()
 
@@ -58,7 +60,11 @@ class Session:
             self.results[task] = read(data, "result")
 
     async def on_session(self, msg: Msg) -> None:
-        self.note(read(msg.data))
+        event = read(msg.data, "event")
+        self.events.append(f"{event['noun']} {event['event']} {event.get('reason', '')}".strip())
+        if "record" in event:
+            self.note(read(event["record"]))
+        self.changed.set()
 
     def note(self, record: dict[str, Any]) -> None:
         if record["state"] not in self.states:
@@ -94,8 +100,13 @@ class Session:
                 pause_s = min(2 * pause_s, 60)
         return [self.results[task] for task in tasks]
 
-    async def close(self) -> None:
-        self.note(await self.client.call("close_session", id=self.name))
+    async def cancel(self, *tasks: str, reason: str = "") -> dict[str, str]:
+        answer = await self.client.call("cancel_tasks", session=self.name, tasks=list(tasks), reason=reason)
+        states: dict[str, str] = answer["states"]
+        return states
+
+    async def close(self, mode: str = "close") -> None:
+        self.note(await self.client.call("close_session", id=self.name, mode=mode))
         while not self.settled:
             if not await self.hear(0.5):
                 self.note((await self.client.call("get_session", name=self.name))["session"])
@@ -170,7 +181,13 @@ async def main(endpoint: str, application: str) -> dict[str, Any]:
     waiting, refused = await idle.create_task(b"nobody runs this")
     again = await idle.store(waiting, b"the same once more")
     waits = await idle.look_up(waiting)
-    await idle.close()
+    given_up, _ = await idle.create_task(b"nor this")
+    cancels = await idle.cancel(given_up, "never-was", reason="no longer needed")
+    [on_request] = await idle.results_of([given_up])
+    cancels_again = await idle.cancel(given_up)
+    while not any(event.startswith("session waiting") for event in idle.events):
+        await idle.hear(5)
+    await idle.close("force")
     [cancelled] = await idle.results_of([waiting])
     counts = await client.call("get_session", name=idle.name)
 
@@ -183,6 +200,10 @@ async def main(endpoint: str, application: str) -> dict[str, Any]:
         "again": again == TAKEN,
         "waits": waits["waiting"] == [waiting] and not waits["results"],
         "cancelled": text(cancelled),
+        "cancels": [cancels == {given_up: "cancelled"}, cancels_again == cancels],
+        "on_request": text(on_request)["error"],
+        "too_late": await session.cancel(tasks[0]) == {tasks[0]: "succeed"},
+        "waited_for": next(event for event in idle.events if event.startswith("session waiting")),
         "idle_states": idle.states,
         "idle_counts": {name: counts[name] for name in ("pending", "cancelled")},
         "refusals": {
@@ -196,6 +217,9 @@ async def main(endpoint: str, application: str) -> dict[str, Any]:
                 "create_session", application=application, options={"colour": "red"}
             ),
             "a wrong field": await client.refusal("close_session", name=session.name),
+            "a mode that is none": await client.refusal("close_session", id=session.name, mode="now"),
+            "to cancel in no session": await client.refusal("cancel_tasks", session="nothing", tasks=["t"]),
+            "to cancel nothing": await client.refusal("cancel_tasks", session=session.name, tasks=[]),
             "a newer version": await client.refusal("info", v=2),
         },
         "nodes": (await client.call("info", colour="red"))["nodes"],
@@ -204,8 +228,9 @@ async def main(endpoint: str, application: str) -> dict[str, Any]:
             for item in (await client.call("list_sessions", after=session.name[:-1], limit=1))["items"]
         ],
     }
-    await session.close()
+    await session.close("drain")
     said["states"] = session.states
+    said["executors"] = [event for event in session.events if event.startswith("executor ")]
     await nc.close()
     return said | {"problems": problems}
 

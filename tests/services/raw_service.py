@@ -1,7 +1,8 @@
 """A service in nats-py and msgpack alone, written from docs/protocol.md.
 
-A task's input is a JSON list: ["echo", value], ["sleep", seconds, file to note the run in], ["fail", text], or
-["exit", status]. On leaving it writes "left" to the file that the common data name.
+A task's input is a JSON list: ["echo", value], ["sleep", seconds, file to note the run in], ["fail", text],
+["fail twice", file to note the run in], or ["exit", status]. On leaving it writes "left" to the file that the common
+data name.
 """
 
 import asyncio
@@ -9,6 +10,7 @@ import base64
 import contextlib
 import json
 import os
+import random
 import sys
 import time
 from pathlib import Path
@@ -26,6 +28,7 @@ EXECUTOR = os.environ["FLAME_EXECUTOR"]
 TAKEN = "maximum messages per subject exceeded"
 NO_MESSAGE = 10037
 NO_CONSUMER = 10014
+ANOTHER_VALUE = 10071
 POISON = 3
 LIMIT = 256 * 1024
 
@@ -43,6 +46,7 @@ class Lease:
         parts = msg.reply.split(".")
         base = 2 if len(parts) == 9 else 4
         self.delivered, self.sequence, self.pending = (int(parts[base + offset]) for offset in (2, 3, 6))
+        self.stored_at = int(parts[base + 5]) / 1e9
         self.ack_wait_s = ack_wait_s
         self.extended_at = time.monotonic()
         self.void = False
@@ -64,12 +68,23 @@ class Lease:
                 self.extended_at = sent_at
 
 
+class Past:
+    """What is noted of a task's earlier runs, and the sequence of that note; 0 if there is none."""
+
+    def __init__(self, fields: dict[str, Any] | None = None, sequence: int = 0) -> None:
+        fields = fields or {}
+        self.lost: int = fields.get("lost", 0)
+        self.raised: int = fields.get("raised", 0)
+        self.not_before: float = fields.get("not_before", 0.0)
+        self.sequence = sequence
+
+
 class RawService:
     def __init__(self, nc: Client) -> None:
         self.nc = nc
         self.state = "idle"
         self.fault: dict[str, str] | None = None
-        self.counts = {"succeeded": 0, "failed": 0, "running": 0, "pending": 0}
+        self.counts = {"succeeded": 0, "failed": 0, "cancelled": 0, "running": 0, "pending": 0}
         self.idle_since = time.monotonic()
         self.lost_consumer = False
         self.woken = asyncio.Event()
@@ -77,6 +92,11 @@ class RawService:
         self.restored = asyncio.Event()
         self.arrived: asyncio.Queue[Msg | Lease] = asyncio.Queue()
         self.running: Lease | None = None
+        self.invoking: asyncio.Task[bytes] | None = None
+        self.cancelled: set[str] = set()
+        self.forced = False
+        self.due_at = 0.0
+        """When the last task that was handed back with a delay comes again, by the monotonic clock."""
         self.last_handle = ""
         self.fence = 0
 
@@ -91,7 +111,7 @@ class RawService:
                 fields["error"] = self.fault
             if self.lost_consumer:
                 fields["lost_consumer"] = True
-            if not self.counts["running"]:
+            if not self.counts["running"] and not self.due_soon():
                 fields["idle_s"] = time.monotonic() - self.idle_since
             subject = f"flame.executor.{NODE}.{EXECUTOR}"
             with contextlib.suppress(errors.Error):
@@ -111,13 +131,29 @@ class RawService:
                 self.fence = max(self.fence, orders["assignment"]["fence"])
                 self.lost_consumer = False
                 self.restored.set()
+            if orders.get("force") and not self.forced:
+                self.forced = True
+                if self.invoking is not None:
+                    self.invoking.cancel()
             await asyncio.sleep(0.1)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.woken.wait(), 0.5 if self.lost_consumer else 5)
 
     async def on_control(self, msg: Msg) -> None:
-        if read(msg.data, "control").get("executor", "") in ("", EXECUTOR):
+        control = read(msg.data, "control")
+        if control.get("cancel"):
+            self.cancelled.update(control["cancel"])
+            if self.invoking is not None and self.running is not None and self.running.task in self.cancelled:
+                self.invoking.cancel()
+        elif control.get("executor", "") in ("", EXECUTOR):
             self.woken.set()
+
+    def due_soon(self) -> bool:
+        wait_s = self.due_at - time.monotonic()
+        if wait_s <= 0:
+            return False
+        release_s: float = self.assignment.get("delay_release_s", 60.0)
+        return wait_s < release_s
 
     # ---- its life
 
@@ -225,32 +261,86 @@ class RawService:
         except ValueError as error:
             await self.store(lease, "failed", error={"code": "invalid_argument", "message": str(error)})
             return
-        attempt = 1
-        if lease.delivered > 1 or lease.sequence <= self.fence or task.get("again"):
-            lost = await self.look(lease)
-            if lost is None:
-                await self.acknowledge(lease)
-                return
-            if lost >= POISON:
-                fault = {"code": "task_failed", "message": f"given up: {lost} executors were lost while they ran it"}
-                await self.store(lease, "failed", error=fault, attempt=lost)
-                return
-            attempt = lost + 1
-        await self.count_start(lease, attempt)
+        terms = Terms(task.get("options") or {}, self.assignment)
+        past = await self.begin(lease, terms, again=task.get("again", False))
+        if past is None:
+            return
+        attempt = past.lost + past.raised + 1
+        past.lost += 1
+        await self.note(lease, past)
         started = time.time()
         announcing = asyncio.create_task(self.announce_later(lease.task, attempt, started))
         if task.get("listen"):
             announcing.cancel()
             await self.announce(lease.task, attempt, started)
         try:
-            output = await invoke(*json.loads(task.get("input", b"")))
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is the task's outcome
-            fault = {"code": "task_failed", "message": str(error), "type": type(error).__name__}
-            await self.store(lease, "failed", error=fault, attempt=attempt, started=started)
-        else:
-            await self.store(lease, "succeed", output, attempt=attempt, started=started)
+            state, fields = await self.invoke(task, terms)
         finally:
             announcing.cancel()
+        if lease.task in self.cancelled:
+            await self.acknowledge(lease)
+        elif state == "failed" and terms.may_retry(fields["error"]["type"], past.raised):
+            past.lost -= 1
+            past.raised += 1
+            wait_s = min(terms.backoff_s * 2 ** (past.raised - 1), max(5, terms.backoff_s)) * random.uniform(0.5, 1)
+            past.not_before = time.time() + wait_s
+            await self.note(lease, past)
+            await self.hand_back(lease, wait_s)
+        else:
+            await self.store(lease, state, **fields, attempt=attempt, started=started)
+
+    async def begin(self, lease: Lease, terms: "Terms", *, again: bool) -> Past | None:
+        """Return what is known of a task's earlier runs; None if it is not to run now, and all was done for it."""
+        past = Past()
+        if lease.delivered > 1 or lease.sequence <= self.fence or again:
+            found = await self.look(lease)
+            if found is None:
+                await self.acknowledge(lease)
+                return None
+            past = found
+            if past.lost >= POISON:
+                text = f"given up: {past.lost} executors were lost while they ran it"
+                fault = {"code": "task_poisoned", "message": text}
+                await self.store(lease, "failed", error=fault, attempt=past.lost + past.raised)
+                return None
+        if lease.task in self.cancelled:
+            await self.acknowledge(lease)
+            return None
+        now = time.time()
+        wait_s = max(past.not_before, lease.stored_at + terms.delay_s) - now
+        if wait_s > 0:
+            await self.hand_back(lease, wait_s)
+            return None
+        if past.lost + past.raised == 0 and 0 < terms.expires_s < now - lease.stored_at:
+            fault = {"code": "task_expired", "message": f"it was not started within {terms.expires_s} s"}
+            await self.store(lease, "failed", error=fault, attempt=0)
+            return None
+        return past
+
+    async def invoke(self, task: dict[str, Any], terms: "Terms") -> tuple[str, dict[str, Any]]:
+        """Run a task; return the state that it has then, and what its record says of that."""
+        limit = asyncio.timeout(terms.timeout_s)
+        fault: dict[str, str]
+        self.invoking = asyncio.create_task(do(*json.loads(task.get("input", b""))))
+        try:
+            async with limit:
+                return "succeed", {"output": await self.invoking}
+        except asyncio.CancelledError:  # by `control`, or orders
+            return "cancelled", {"error": {"code": "task_cancelled", "message": "its session was closed by force"}}
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is the task's outcome
+            if limit.expired():
+                text = f"the run took longer than {terms.timeout_s} s"
+                fault = {"code": "task_timeout", "message": text, "type": "TaskTimeout"}
+            else:
+                fault = {"code": "task_failed", "message": str(error), "type": type(error).__name__}
+            return "failed", {"error": fault}
+        finally:
+            self.invoking = None
+
+    async def hand_back(self, lease: Lease, wait_s: float) -> None:
+        self.due_at = max(self.due_at, time.monotonic() + wait_s)
+        with contextlib.suppress(errors.Error):  # disconnected: its lease runs out
+            await self.nc.publish(lease.msg.reply, b"-NAK " + json.dumps({"delay": int(wait_s * 1e9)}).encode())
 
     async def announce(self, task: str, attempt: int, at: float) -> None:
         fields = {"v": 1, "kind": "running", "executor": EXECUTOR, "attempt": attempt, "at": at}
@@ -261,16 +351,20 @@ class RawService:
         await asyncio.sleep(0.1)
         await self.announce(task, attempt, at)
 
-    async def look(self, lease: Lease) -> int | None:
-        """Return how many executors were lost with a task; None if it has its record."""
+    async def look(self, lease: Lease) -> Past | None:
+        """Return what is noted of a task's earlier runs; None if it has its record."""
         stream = f"flame-result-{self.assignment['application']}"
         if await self.last(lease, stream, f"flame.result.{self.place}.{lease.task}"):
             return None
+        return await self.past(lease)
+
+    async def past(self, lease: Lease) -> Past:
         entry = await self.last(lease, "KV_flame-attempts", f"$KV.flame-attempts.{self.place}.{lease.task}")
-        if entry is None or b"KV-Operation" in base64.b64decode(entry.get("hdrs", "")):
-            return 0
-        lost: int = read(base64.b64decode(entry["data"]), "attempts").get("lost", 0)
-        return lost
+        if entry is None:
+            return Past()
+        if b"KV-Operation" in base64.b64decode(entry.get("hdrs", "")):
+            return Past(None, entry["seq"])
+        return Past(read(base64.b64decode(entry["data"]), "attempts"), entry["seq"])
 
     async def last(self, lease: Lease, stream: str, subject: str) -> dict[str, Any] | None:
         """Read the last message of a subject from its stream's leader."""
@@ -286,13 +380,20 @@ class RawService:
             await asyncio.sleep(0.1)
         raise Lost
 
-    async def count_start(self, lease: Lease, attempt: int) -> None:
-        fields = msgpack.packb({"v": 1, "kind": "attempts", "lost": attempt})
+    async def note(self, lease: Lease, past: Past) -> None:
+        """Note what is known of a task's runs by now, unless somebody else has noted something meanwhile."""
+        fields = {"v": 1, "kind": "attempts", "lost": past.lost, "raised": past.raised, "not_before": past.not_before}
+        subject = f"$KV.flame-attempts.{self.place}.{lease.task}"
         while lease.held:
+            headers = {"Nats-Expected-Last-Subject-Sequence": str(past.sequence)}
             with contextlib.suppress(errors.Error):
-                answer = await self.nc.request(f"$KV.flame-attempts.{self.place}.{lease.task}", fields, timeout=1)
-                if "error" not in json.loads(answer.data):
+                data = msgpack.packb(fields)
+                answer = json.loads((await self.nc.request(subject, data, timeout=1, headers=headers)).data)
+                if "error" not in answer:
+                    past.sequence = answer["seq"]
                     return
+                if answer["error"]["err_code"] == ANOTHER_VALUE:
+                    past.sequence = (await self.past(lease)).sequence
             await asyncio.sleep(0.1)
         raise Lost
 
@@ -322,7 +423,7 @@ class RawService:
             await asyncio.sleep(0.1)
         await self.acknowledge(lease)
         if not fault:
-            self.counts["succeeded" if state == "succeed" else "failed"] += 1
+            self.counts["succeeded" if state == "succeed" else state] += 1
 
     async def acknowledge(self, lease: Lease) -> None:
         self.last_handle = lease.msg.reply
@@ -342,7 +443,25 @@ class RawService:
                 self.running.void = True
 
 
-async def invoke(verb: str, *arguments: Any) -> bytes:
+class Terms:
+    """How a task is to be run: as it says itself, otherwise as its application says."""
+
+    def __init__(self, options: dict[str, Any], assignment: dict[str, Any]) -> None:
+        said = assignment | options
+        self.timeout_s: float = said.get("timeout_s", 3600.0)
+        self.expires_s: float = said.get("expires_s", 0.0)
+        self.delay_s: float = said.get("delay_s", 0.0)
+        self.max_attempts: int = said.get("max_attempts", 1)
+        self.retry_on: list[str] = assignment.get("retry_on", [])
+        self.backoff_s: float = assignment.get("retry_backoff_s", 0.1)
+
+    def may_retry(self, kind: str, raised: int) -> bool:
+        if raised + 1 >= self.max_attempts:
+            return False
+        return kind in self.retry_on or (not self.retry_on and kind != "TaskTimeout")
+
+
+async def do(verb: str, *arguments: Any) -> bytes:
     """Do what a task says."""
     if verb == "sleep":
         seconds, mark = arguments
@@ -350,6 +469,10 @@ async def invoke(verb: str, *arguments: Any) -> bytes:
         await asyncio.sleep(seconds)
     elif verb == "fail":
         raise ValueError(arguments[0])
+    elif verb == "fail twice":
+        append(arguments[0], "run")
+        if len(Path(arguments[0]).read_text().splitlines()) < 3:
+            raise ValueError("not yet")
     elif verb == "exit":
         os._exit(arguments[0])
     return json.dumps(arguments).encode()

@@ -26,6 +26,7 @@ from flame_services.executor_manager.assignment import Superseded, read_briefing
 from flame_services.scheduler.cluster import found_cluster
 from flame_services.scheduler.control_api import ControlApi
 from flame_services.scheduler.planner import Planner
+from flame_services.scheduler.recorder import Recorder
 from flame_services.scheduler.store import Store
 from flame_services.scheduler.view import View
 
@@ -52,7 +53,8 @@ class MemoryManager:
         self.executors: dict[str, asyncio.Task[None]] = {}
         self.crashed: set[str] = set()
         self._assignments: dict[str, Assignment] = {}
-        self._leaving: set[str] = set()
+        self._leaving: dict[str, bool] = {}
+        """Executors that are to leave, and whether by force."""
         self._bindings: dict[str, BindingRecord] = {}
         self._records: dict[str, ExecutorRecord] = {}
         self._writing: dict[str, asyncio.Task[None]] = {}
@@ -114,8 +116,8 @@ class MemoryManager:
         self._bindings[executor] = binding
         if executor not in self.executors:
             self.executors[executor] = asyncio.create_task(self._live(binding))
-        if binding.leave and executor not in self._leaving:
-            self._leaving.add(executor)
+        if binding.leave and self._leaving.get(executor) is not binding.force:
+            self._leaving[executor] = binding.force
             self._nudge(binding)
 
     def _nudge(self, binding: BindingRecord) -> None:
@@ -180,7 +182,7 @@ class MemoryManager:
         assignment = self._assignments.get(executor)
         if record is None or assignment is None or executor in self._leaving:
             self._note(executor, record, report)
-            return Orders(LEAVE).encode()
+            return Orders(LEAVE, force=self._leaving.get(executor, False)).encode()
         self._note(executor, record, report)
         if report.lost_consumer:
             assignment = await self._repair(executor, assignment)
@@ -197,6 +199,7 @@ class MemoryManager:
         self._records[executor] = record.changed(
             state=state, entered=record.entered or state is ExecutorState.BOUND, running=report.running,
             succeeded=max(record.succeeded, report.succeeded), failed=max(record.failed, report.failed),
+            cancelled=max(record.cancelled, report.cancelled), counted_to=max(record.counted_to, report.counted_to),
             pending=report.pending, idle=report.idle_s > 0, reason=report.error.message if report.error else "",
             updated=time.time(),
         )  # fmt: skip
@@ -224,8 +227,9 @@ class MemoryCluster:
         self.view = View()
         self.scheduler = server.connect("scheduler")
         self._store = Store(self.scheduler, self.view)
-        self._planner = Planner(self.scheduler, self.view, self._store)
-        self._api = ControlApi(self.scheduler, self.view, self._store, "memory", 1)
+        recorder = Recorder(self.scheduler, self._store, "memory")
+        self._planner = Planner(self.scheduler, self.view, self._store, recorder)
+        self._api = ControlApi(self.scheduler, self.view, self._store, recorder, "memory", 1)
         self.managers = [MemoryManager(server, f"node{number}", make_service) for number in range(1, nodes + 1)]
         self._clients: list[flame.Connection] = []
 

@@ -14,7 +14,7 @@ import annotated_types
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from flame.protocol.messages import TaskFault
+from flame.protocol.messages import TaskFault, TaskOptions
 from flame.protocol.resources import Resources
 
 LETTERS: Final = string.ascii_letters + string.digits + "_-"
@@ -73,6 +73,16 @@ faults: Final = st.builds(
 )
 
 
+_day: Final = st.none() | st.floats(min_value=0, max_value=24 * 3600) | st.integers(min_value=0, max_value=24 * 3600)
+task_options: Final = st.builds(
+    TaskOptions,
+    timeout_s=st.none() | st.floats(min_value=0.001, max_value=24 * 3600),
+    expires_s=_day,
+    delay_s=_day,
+    max_attempts=st.none() | st.integers(min_value=1, max_value=1000),
+)
+
+
 def _nested(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.lists(inner, max_size=3) | st.dictionaries(plain_text, inner, max_size=3)
 
@@ -115,7 +125,10 @@ def _of_type(kind: Any, limits: typing.Sequence[Any] = ()) -> st.SearchStrategy[
     if origin is tuple:
         return st.lists(_of_type(arguments[0]), max_size=3).map(tuple)
     if origin is dict:
-        return json_objects if arguments[1] is Any else st.dictionaries(tokens, tokens | st.just(""), max_size=3)
+        if arguments[1] is Any:
+            return json_objects
+        values = tokens | st.just("") if arguments[1] is str else _of_type(arguments[1])
+        return st.dictionaries(tokens, values, max_size=3)
     if kind in _SIMPLE:
         return _SIMPLE[kind]
     if kind in (int, float):
@@ -131,4 +144,5 @@ _SIMPLE: Final[dict[Any, st.SearchStrategy[Any]]] = {
     bool: st.booleans(),
     type(None): st.none(),
     Resources: amounts,
+    TaskOptions: task_options,
 }

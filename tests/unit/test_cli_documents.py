@@ -5,24 +5,26 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import yaml
 
-from flame import Task, TaskFault, TaskState
+from flame import CloseMode, ClusterEvent, Task, TaskFault, TaskState
 from flame.client.logs import LogLine
 from flame.protocol.api import NodeInfo, SessionInfo
+from flame.protocol.events import Noun
 from flame.protocol.records import ApplicationRecord, ApplicationSpec, ExecutorRecord, SessionOptions, SessionRecord
 from flame.protocol.resources import Resources
 from flame.protocol.states import ExecutorState, NodeState, SessionState
 from flame.scripts import LANGUAGES, encode_result
 from flame.scripts import ScriptResult as Result
-from flame_cli import applications, executors, logs, nodes, sessions, tasks
+from flame_cli import applications, ending, events, executors, logs, nodes, sessions, tasks
 from flame_cli.choices import Language, SessionStateName
 from flame_cli.documents import FIELDS, at, plain, to_json, to_yaml
 from flame_cli.errors import CommandFailed
-from flame_cli.fields import block, fields, label
+from flame_cli.fields import block, duration, fields, label
 from flame_cli.masking import looks_secret, masked, without_passwords
 from flame_cli.scripts import result_of, status_of
 
@@ -69,12 +71,26 @@ NODE = NodeInfo(
     executors=1,
 )
 TASK = Task("t1", "agent-1N1sIX", "agent", TaskState.SUCCEED, b"42\n", None, "e1", 1, AT, AT + 0.25)
+EVENT = ClusterEvent(
+    noun=Noun.EXECUTOR,
+    id="e1",
+    event="released",
+    state="released",
+    before="bound",
+    at=AT,
+    application="agent",
+    session="agent-1N1sIX",
+    node="n1",
+    code="killed",
+    reason="signal 9\x1b\nand more of it",
+)
 DOCUMENTS = {
     "application": applications.document(APPLICATION),
     "session": sessions.document(SESSION),
     "executor": executors.document(EXECUTOR),
     "node": nodes.document(NODE),
     "task": tasks.document(TASK),
+    "event": events.document(EVENT),
 }
 
 
@@ -102,11 +118,13 @@ def test_a_document_has_the_fields_that_help_lists(kind: str) -> None:
         (
             "session",
             {*SessionInfo.model_fields, *SessionRecord.model_fields, *SessionOptions.model_fields},
-            {"session", "options", "common_data_key"},
+            # The last ones are how counts are kept exact.
+            {"session", "options", "common_data_key", "counted", "strays", "writer", "written_from"},
         ),
-        ("executor", set(ExecutorRecord.model_fields), set()),
+        ("executor", set(ExecutorRecord.model_fields), {"counted_to"}),
         ("node", set(NodeInfo.model_fields), set()),
         ("task", set(Task.__dataclass_fields__), {"session_id"}),
+        ("event", set(ClusterEvent.__dataclass_fields__), {"record"}),
     ],
 )
 def test_all_that_is_known_is_shown(kind: str, known: set[str], elsewhere: set[str]) -> None:
@@ -162,6 +180,61 @@ def test_what_was_started_how_is_shown() -> None:
     lines = fields(DOCUMENTS["executor"])
     assert "Started:          fresh: it has threads" in lines
     assert "PID:              42" in lines
+
+
+def test_times_are_written_with_their_unit() -> None:
+    assert [duration(seconds) for seconds in (0, 0.1, 60, 90, 3600, 86400)] == [
+        *("0 s", "0.1 s", "60 s", "90 s", "1 h", "24 h"),
+    ]
+    lines = fields(DOCUMENTS["application"])
+    assert "Timeout:              1 h" in lines
+    assert "Retry on:             -" in lines
+
+
+def test_a_reason_of_several_lines_is_shown_whole_below_its_field_and_by_its_first_line_in_a_table() -> None:
+    failed = EXECUTOR.changed(reason="ValueError: no\nTraceback:\n\n\tin x\x1b")
+    lines = fields(executors.document(failed))
+    begin = lines.index("Reason:           ValueError: no")
+    assert lines[begin + 1 : begin + 4] == [" " * 18 + "Traceback:", "", " " * 18 + "        in x?"]
+    assert executors.row(failed)[-1] == "ValueError: no"
+
+
+def test_a_node_says_how_it_holds_executors_to_what_they_asked_for() -> None:
+    assert nodes.held_by(NODE) == "-"
+    assert nodes.held_by(NODE.changed(memory_by="cgroup2", cpu_by="cgroup2")) == "cgroup2"
+    assert nodes.held_by(NODE.changed(memory_by="watch", cpu_by="affinity")) == "watch,affinity"
+    assert len(nodes.row(NODE)) == len(nodes.COLUMNS)
+
+
+def test_how_a_session_ends_is_told_only_when_it_does() -> None:
+    assert DOCUMENTS["session"]["close_mode"] is None
+    closing = SESSION.session.changed(state=SessionState.CLOSING, close_mode=CloseMode.DRAIN)
+    assert sessions.document(SESSION.changed(session=closing))["close_mode"] == "drain"
+    far = ending.how_far(SESSION.changed(session=closing, running=2))
+    assert far == "session agent-1N1sIX closing: 1 pending, 2 running"
+    closed = SESSION.session.changed(state=SessionState.CLOSED)
+    assert ending.summary(SESSION.changed(session=closed, cancelled=3)) == (
+        "session agent-1N1sIX closed: 0 succeeded, 0 failed, 3 cancelled"
+    )
+
+
+# ---- events
+
+
+def test_an_event_is_a_line() -> None:
+    line = events.line(EVENT)
+    assert line == "2023-11-14  executor     e1  Released  session=agent-1N1sIX node=n1  [killed] signal 9?"
+    assert events.line(EVENT, width=40) == line[:39] + "…"
+    assert "\x1b[31mNotReady\x1b[0m" in events.line(replace(EVENT, event="not ready"), colour=True)
+    waiting = ClusterEvent(
+        noun=Noun.SESSION, id="s1", event="waiting", state="open", at=AT, session="s1", reason="needs gpu=1"
+    )
+    assert events.line(waiting) == "2023-11-14  session      s1  Waiting  needs gpu=1"
+    assert events.line(replace(waiting, reason="")).endswith("s1  Waiting  no more")
+
+
+def test_an_event_cut_within_its_state_is_not_coloured() -> None:
+    assert "\x1b" not in events.line(replace(EVENT, event="not ready"), width=31, colour=True)
 
 
 @pytest.mark.parametrize(

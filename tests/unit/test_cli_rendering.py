@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from flame.errors import BrokerUnavailable, ConfigurationError, FlameError, InvalidArgument, SessionNotFound
 from flame.protocol.api import NodeInfo, SessionInfo
 from flame.protocol.records import ApplicationRecord, ApplicationSpec, ExecutorRecord, SessionRecord
-from flame.protocol.states import ExecutorState, NodeState, SessionState
+from flame.protocol.resources import Resources
+from flame.protocol.states import ExecutorState, NodeState, Placement, SessionState
 from flame_cli import applications, executors, nodes, sessions
 from flame_cli.errors import CommandFailed, ExitCode, report
 from flame_cli.expansion import expand
@@ -140,10 +141,13 @@ def test_rows_have_as_many_cells_as_their_table_has_columns() -> None:
         state=NodeState.NOT_READY,
         cpu=2.0,
         memory=8 * 2**30,
-        gpu=0,
+        gpu=1,
         arch="x86_64",
         os="Linux",
         executors=1,
+        used=Resources(0.5, 128 * 2**20, 1),
+        memory_by="watch",
+        cpu_by="affinity",
     )
     info = SessionInfo(session=session, pending=1, running=2, succeeded=3, failed=4)
     rows = {
@@ -152,8 +156,11 @@ def test_rows_have_as_many_cells_as_their_table_has_columns() -> None:
             sessions.COLUMNS,
             sessions.row(info),
         ),
-        "e1 Bound flmtest-1N1sIX n1": (executors.COLUMNS, executors.row(executor)),
-        "n1 n1.example NotReady 2 8g x86_64 Linux": (nodes.COLUMNS, nodes.row(node)),
+        "e1 Bound flmtest-1N1sIX n1 -": (executors.COLUMNS, executors.row(executor)),
+        "n1 n1.example NotReady 2 8g x86_64 Linux 1 cpu=0.5,mem=128m,gpu=1 watch,affinity": (
+            nodes.COLUMNS,
+            nodes.row(node),
+        ),
     }
     for text, (columns, row) in rows.items():
         assert table(columns, [row]).lines[1].split() == text.split()
@@ -217,10 +224,11 @@ def test_every_field_of_the_specification_can_be_given() -> None:
         "url: https://example.com/d.tar\nimage: d:1\noutput_schema: {}\ncommon_data_schema:\n"
         "input_schema: {type: object, required: [city], maxProperties: 3, nullable: false, default: ~, big: 1.5}\n"
         "max_instances: 4\nmin_instances: 1\ndelay_release: 2.5\nconcurrency: 3\nsession_retry_limit: 2\n"
-        "fresh_process: yes\nwarm_instances: 2"
+        "fresh_process: yes\nwarm_instances: 2\nmax_executors: 9\nweight: 2.5\nplacement: pack\nidle_timeout: 0\n"
+        "timeout: 2\nexpires: 3\ndelay_s: 0.5\nmax_attempts: 5\nretry_on: [ValueError]\nretry_backoff: 0.25"
     )
-    fields = {line.split(":")[0] for line in text.splitlines()[2:]} | {"delay_release_s"}
-    assert {name.strip() for name in fields} >= set(ApplicationSpec.model_fields)
+    given = {line.split(":")[0].strip() for line in text.splitlines()[2:]}
+    assert given | {f"{name}_s" for name in given} >= set(ApplicationSpec.model_fields)
     assert read(text)["a"] == ApplicationSpec(
         command="c",
         arguments=("x",),
@@ -245,11 +253,23 @@ def test_every_field_of_the_specification_can_be_given() -> None:
         delay_release_s=2.5,
         concurrency=3,
         session_retry_limit=2,
+        max_executors=9,
+        weight=2.5,
+        placement=Placement.PACK,
+        idle_timeout_s=0,
+        timeout_s=2,
+        expires_s=3,
+        delay_s=0.5,
+        max_attempts=5,
+        retry_on=("ValueError",),
+        retry_backoff_s=0.25,
     )
 
 
 def test_what_is_empty_has_its_default() -> None:
-    assert read(spec("arguments:\nenvironments:\nlabels:"))["a"] == ApplicationSpec(command="c")
+    assert read(spec("arguments:\nenvironments:\nlabels:\nmax_executors:\nretry_on:"))["a"] == ApplicationSpec(
+        command="c"
+    )
 
 
 def test_an_alias_of_yaml_may_be_used() -> None:
@@ -327,6 +347,15 @@ def test_a_file_may_declare_several() -> None:
         ("metadata: {name: a}\nspce: {}", "line 2: spce: unknown field, did you mean 'spec'?"),
         ("metadata: {name: a}\nspec:", "line 2: spec: expected name: value pairs, got nothing"),
         ("metadata: {name: a}\nspec: {}", "application 'a': spec: command: missing"),
+        (spec("max_executors: many"), "line 4: spec.max_executors: expected a number, got 'many'"),
+        (spec("timeout: 0"), "spec: timeout: Input should be greater than or equal to 0.001"),
+        (spec("timeout_s: 0"), "spec: timeout_s: Input should be"),
+        (spec("idle_timeout_s: -1\ntimeout: 1"), "spec: idle_timeout_s: Input should be"),
+        (spec("expires: -1"), "spec: expires: Input should be greater than or equal to 0"),
+        (spec("max_attempts: 0"), "spec: max_attempts: Input should be greater than or equal to 1"),
+        (spec("placement: anywhere"), "spec: placement: Input should be 'spread' or 'pack', got 'anywhere'"),
+        (spec("retry_on: ValueError"), "line 4: spec.retry_on: expected a list"),
+        (spec("delay: 1\ndelay_s: 2"), "line 5: spec.delay_s: given twice"),
         (spec("comand: x"), "line 4: spec.comand: unknown field, did you mean 'command'?"),
         (spec("zzz: x"), "line 4: spec.zzz: unknown field, expected one of arguments, command,"),
         (spec("command: x"), "line 4: spec.command: given twice"),

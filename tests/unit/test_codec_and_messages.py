@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any, Protocol, Self
 
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flame.errors import FlameError, MalformedMessage, SessionNotFound, UnsupportedVersion
+from flame.errors import FlameError, InvalidArgument, MalformedMessage, SessionNotFound, UnsupportedVersion
 from flame.protocol import messages as protocol
 from flame.protocol.api import CreateSession, Info, LookUpTasks, TaskLooks, answer_error, answer_ok, read_answer
 from flame.protocol.codec import VERSION, pack, unpack
@@ -31,8 +32,9 @@ from flame.protocol.messages import (
     RunningEvent,
     TaskFault,
     TaskMessage,
+    TaskOptions,
 )
-from flame.protocol.records import SessionOptions
+from flame.protocol.records import ApplicationSpec, SessionOptions
 from flame.protocol.states import TaskState
 from tests.unit.strategies import amounts, anything, made_of_fields, newer_keys, plain_text
 
@@ -238,3 +240,46 @@ def test_looks_come_back_as_they_were(tasks: list[str], results: dict[str, bytes
 
 def test_every_code_is_a_plain_word() -> None:
     assert all(code.value == code.name.lower() for code in ErrorCode)
+
+
+# ---- options of a task
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("timeout_s", 0),
+        ("timeout_s", -1),
+        ("timeout_s", 24 * 3600 + 1),
+        ("timeout_s", float("nan")),
+        ("timeout_s", float("inf")),
+        ("timeout_s", "1"),
+        ("timeout_s", True),
+        ("expires_s", -0.5),
+        ("delay_s", -0.5),
+        ("delay_s", [1]),
+        ("max_attempts", 0),
+        ("max_attempts", 1001),
+        ("max_attempts", 1.5),
+    ],
+)
+def test_options_of_a_task_that_can_not_be_are_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(
+        InvalidArgument, match=rf"options: {name}: expected a (whole )?number from .*, got {re.escape(repr(value))}"
+    ):
+        TaskOptions(**{name: value})
+    with pytest.raises(MalformedMessage, match=name):
+        TaskMessage.decode(pack({"v": VERSION, "kind": "task", "input": b"", "options": {name: value}}))
+
+
+@pytest.mark.parametrize("name", ["timeout_s", "expires_s", "delay_s", "max_attempts"])
+def test_options_of_a_task_have_the_limits_of_those_of_an_application(name: str) -> None:
+    limits = ApplicationSpec.model_fields[name].metadata
+    least, most = (
+        next(value for limit in limits if (value := getattr(limit, which, None)) is not None) for which in ("ge", "le")
+    )
+    for value in (least, most):
+        assert getattr(TaskOptions(**{name: value}), name) == value
+    for value in (least - 0.001, most + 1):
+        with pytest.raises(InvalidArgument, match=name):
+            TaskOptions(**{name: value})

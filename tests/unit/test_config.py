@@ -63,6 +63,18 @@ def test_the_current_context_of_the_file_says_where_and_with_what(home: Path) ->
     assert resolve(home) == Target(ENDPOINT, security)
 
 
+def test_files_are_where_they_were_named_also_for_who_goes_elsewhere(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write(home, WORK).parent
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("HOME", str(home))
+    security = resolve(home, FLAME_CONFIG=".flame/flame.yaml").security
+    assert (security.credentials, security.tls_ca) == (folder / "work.creds", folder / "ca.pem")
+    security = resolve(home, FLAME_ENDPOINT=ENDPOINT, FLAME_TLS_CA="ca.pem", FLAME_CREDENTIALS="~/me.creds").security
+    assert (security.credentials, security.tls_ca) == (home / "me.creds", home / "ca.pem")
+
+
 def test_a_context_need_not_be_named_if_it_is_the_only_one(home: Path) -> None:
     write(home, "contexts: [{name: a, cluster: {endpoint: 'nats://h:1'}}]")
     assert resolve(home) == Target("nats://h:1", Security())

@@ -15,11 +15,18 @@ from flame.errors import FlameError, TaskError, from_code
 from flame.protocol.codes import ErrorCode
 from flame.protocol.states import TaskState
 
-TASK_CODES = {ErrorCode.TASK_FAILED, ErrorCode.TASK_CANCELLED, ErrorCode.TASK_EXPIRED}
+TASK_CODES = {
+    ErrorCode.TASK_FAILED,
+    ErrorCode.TASK_CANCELLED,
+    ErrorCode.TASK_EXPIRED,
+    ErrorCode.TASK_TIMEOUT,
+    ErrorCode.TASK_POISONED,
+    ErrorCode.OUT_OF_MEMORY,
+}
 """These name what became of a task; their exceptions carry the task and are made from its record."""
 
 ALSO_NAMED_BY_A_CODE: dict[ErrorCode, set[type[FlameError]]] = {
-    ErrorCode.INVALID_ARGUMENT: {errors.ConfigurationError, errors.MalformedMessage},
+    ErrorCode.INVALID_ARGUMENT: {errors.ConfigurationError, errors.MalformedMessage, errors.WrongThread},
     ErrorCode.UNAVAILABLE: {errors.BrokerUnavailable, errors.SchedulerUnavailable, errors.TimedOut},
     ErrorCode.INTERNAL: {FlameError, errors.NotFound, errors.Refused, TaskError, errors.IllegalTransition},
 }
@@ -91,12 +98,12 @@ def test_an_exception_that_went_over_the_wire_is_caught_as_before(kind: type[Fla
 @pytest.mark.parametrize("kind", _real().values())
 def test_an_exception_says_when_it_arises(kind: type[FlameError]) -> None:
     assert kind.__doc__
-    assert kind.__doc__.endswith((".", "why.", "details."))
+    assert inspect.cleandoc(kind.__doc__).endswith((".", "why.", "details."))
 
 
 def test_a_tasks_error_carries_the_task() -> None:
     task = Task("t", "s", "a", TaskState.FAILED)
-    for kind in (errors.TaskFailed, errors.TaskCancelled, errors.TaskExpired):
+    for kind in (errors.TaskFailed, errors.TaskTimeout, errors.TaskCancelled, errors.TaskExpired):
         assert kind("text", task).task is task
 
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flame.client import ids
-from flame.client.ids import TaskIds, base62
+from flame.client.ids import TaskIds
+from flame.protocol.ids import base62
 from flame.protocol.subjects import check_token
 
 

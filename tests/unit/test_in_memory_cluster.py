@@ -28,6 +28,7 @@ from flame.protocol.codes import ErrorCode
 from flame.protocol.messages import ResultRecord, TaskMessage
 from flame.protocol.records import ApplicationRecord, ApplicationSpec
 from flame.protocol.states import SessionState, TaskState
+from flame_services.scheduler.recorder import Writing
 from flame_services.scheduler.settle import settle_tasks
 from tests.support.memory_cluster import MemoryCluster
 from tests.support.virtual_time import run_virtually
@@ -86,6 +87,7 @@ async def test_a_task_with_an_illegal_name_does_not_keep_its_session_from_ending
     client = cluster.client()
     session = await client.create_session(await cluster.application(max_instances=1))
     busy = await session.create_task("sleep 30")
+    await asyncio.sleep(1.0)
     strange = subjects.task(session.application, session.id, "ü")
     await client.broker.store(strange, TaskMessage(b"x").encode(), 5.0)
     waiting = await session.create_task("waits")
@@ -306,7 +308,7 @@ async def test_a_client_goes_on_asking_after_a_fault_of_the_scheduler(cluster: M
     client = cluster.client()
     session = await client.create_session(await cluster.application())
     cluster.server.faults = Faults(lose_live=1.0)  # nobody hears of the end
-    cluster._api._results = _fails_once(cluster._api._results)  # type: ignore[method-assign]
+    cluster.scheduler.last = _fails_once(cluster.scheduler.last)  # type: ignore[method-assign]
     assert (await session.invoke("x", timeout_s=120)).output == b"x"
 
 
@@ -451,8 +453,8 @@ def test_no_task_is_removed_without_its_record_however_late_it_was_stored(times:
 
         racing: Any = Racing(broker, store, times)
         async with asyncio.timeout(60):
-            await settle_tasks(racing, application, "s", None)
-            await settle_tasks(broker, application, "s", None)
+            await settle_tasks(racing, Writing(racing), application, "s", None)
+            await settle_tasks(broker, Writing(broker), application, "s", None)
         assert len(stored) == times
         for task in stored:
             record = await broker.last(subjects.result_stream(application), subjects.result(application, "s", task))

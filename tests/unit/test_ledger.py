@@ -68,15 +68,27 @@ def _result(path: Path) -> Path:
 def test_a_reader_sees_what_is_held_and_what_runs(reader: LedgerReader, path: Path) -> None:
     ledger = Ledger(str(path))
     one, two = (ledger.take(HANDLE.format(n), TASK.format(n), float(n)) for n in (1, 2))
-    assert ledger.start(two, 5.0)
+    assert ledger.start(two, 5.0, deadline=65.0)
     held, running = sorted(reader.slots(), key=lambda slot: slot.task)
     assert (held.state, held.handle, held.task, held.taken_at) == (HELD, HANDLE.format(1), TASK.format(1), 1.0)
-    assert (running.state, running.task, running.started_at) == (RUNNING, TASK.format(2), 5.0)
+    assert (held.started_at, held.deadline) == (0.0, 0.0)
+    assert (running.state, running.task, running.started_at, running.deadline) == (RUNNING, TASK.format(2), 5.0, 65.0)
     assert reader.pid == os.getpid()
     ledger.clear(one)
     ledger.clear(two)
     assert reader.slots() == []
     assert ledger.room == SLOTS
+
+
+def test_a_slot_that_is_used_again_has_no_deadline_of_before(reader: LedgerReader, path: Path) -> None:
+    ledger = Ledger(str(path))
+    first = ledger.take(HANDLE.format(1), TASK.format(1), 0.0)
+    assert ledger.start(first, 0.0, deadline=65.0)
+    ledger.clear(first)
+    assert ledger.take(HANDLE.format(2), TASK.format(2), 0.0) == first
+    assert [slot.deadline for slot in reader.slots()] == [0.0]
+    assert ledger.start(first, 1.0)
+    assert [(slot.started_at, slot.deadline) for slot in reader.slots()] == [(1.0, 0.0)]
 
 
 def test_what_does_not_fit_is_refused(reader: LedgerReader, path: Path) -> None:

@@ -34,7 +34,9 @@ class Cluster:
         self.reads = 0
         self._beat = 0
         store = SimpleNamespace(nodes=SimpleNamespace(refresh=self._read))
-        self.judge = NodeJudge(cast(Any, self), self.view, cast(Any, store), lambda: None)
+        self.announced: list[NodeState] = []
+        herald = SimpleNamespace(node=lambda _name, _before, after: self.announced.append(after.state))
+        self.judge = NodeJudge(cast(Any, self), self.view, cast(Any, store), cast(Any, herald), lambda: None)
         self._feed()
 
     def _feed(self) -> None:
@@ -74,6 +76,7 @@ def test_a_node_that_is_gone_is_given_up_in_time() -> None:
         assert NodeState.NOT_READY not in await cluster.run(defaults.NODE_GIVEN_UP_S)
         assert NodeState.NOT_READY in await cluster.run(1)
         assert cluster.reads == 2
+        assert cluster.announced == [NodeState.UNKNOWN, NodeState.NOT_READY]
         await cluster.judge.stop()
 
     run_virtually(program())

@@ -11,7 +11,7 @@ from flame.protocol import defaults, subjects, topology
 from flame.protocol.records import ApplicationSpec, SessionOptions
 from flame.protocol.resources import Resources
 from flame.protocol.topology import Retention
-from flame_services.scheduler.carry import backoff_s
+from flame_services.scheduler.reap import backoff_s
 
 KIB, MIB, GIB, HOUR_S = 1024, 1024**2, 1024**3, 3600.0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -13,7 +13,9 @@ from flame.protocol import defaults
 from flame.protocol.records import BindingRecord
 from flame.protocol.resources import Resources
 from flame.protocol.states import ExecutorState, NodeState, SessionState
+from flame_services.scheduler.plan import plan
 from flame_services.scheduler.view import View
+from tests.support.simulation import rebuilt
 from tests.unit.test_plan import APPLICATION, NOW, application, binding, executor, key_of, node, session
 
 SESSIONS, NODES, EXECUTORS = ("s1", "s2", "s3"), ("n1", "n2"), ("x1", "x2", "x3", "x4")
@@ -26,6 +28,7 @@ class AnyOrder(RuleBasedStateMachine):
         super().__init__()
         self.view = View()
         self.revision = 0
+        self.now = NOW + 200
 
     @rule(
         name=st.sampled_from(SESSIONS),
@@ -73,6 +76,31 @@ class AnyOrder(RuleBasedStateMachine):
         bound = binding("s1", place, name)
         self.view.put_executor(key_of(bound), executor(bound, state), NOW)
 
+    @rule(name=st.sampled_from(SESSIONS), demand=st.booleans())
+    def find_demand(self, name: str, demand: bool) -> None:
+        known = self.view.sessions.get(name)
+        if known is not None:
+            known.demand = demand
+            self.view.touch(known)
+
+    @rule(least=st.integers(0, 2), most=st.integers(2, 3), limit=st.none() | st.integers(1, 3))
+    def put_application(self, least: int, most: int, limit: int | None) -> None:
+        self.view.put_application(
+            APPLICATION, application(min_instances=least, max_instances=most, max_executors=limit)
+        )
+
+    @rule(after_s=st.floats(0, 100))
+    def begin_steps(self, after_s: float) -> None:
+        self.now += after_s
+        scratch = rebuilt(self.view)
+        for view in (self.view, scratch):
+            view.planned(plan(view, self.now))
+        assert waits(self.view) == waits(scratch)
+
+    @rule(name=st.sampled_from(SESSIONS))
+    def finish_step(self, name: str) -> None:
+        self.view.done(name)
+
     @rule(at=st.floats(0, 200))
     def age_nodes(self, at: float) -> None:
         self.view.age_nodes(NOW + at)
@@ -95,11 +123,44 @@ class AnyOrder(RuleBasedStateMachine):
                     assert known.bindings[key] == self.view.request_of(bound.session)
 
     @invariant()
-    def a_session_is_active_exactly_if_it_may_need_something(self) -> None:
-        for name, known in self.view.sessions.items():
-            needs = bool(known.bindings) or known.demand or known.unsettled or self.view.least(known) > 0
-            assert (name in self.view.active) == needs
-        assert self.view.active <= set(self.view.sessions)
+    def only_known_sessions_are_looked_at(self) -> None:
+        assert set(self.view.due(NOW + 1e9)) <= set(self.view.sessions)
+
+    @invariant()
+    def every_index_is_as_if_made_from_scratch(self) -> None:
+        assert indexes(self.view) == indexes(rebuilt(self.view))
+
+    @invariant()
+    def a_plan_is_as_if_everything_was_looked_at(self) -> None:
+        made, scratch = plan(self.view, self.now), plan(rebuilt(self.view), self.now)
+        assert (made.steps, made.look_again_at) == (scratch.steps, scratch.look_again_at)
+
+
+def indexes(view: View) -> dict[str, Any]:
+    """Return whatever a view makes of records, for comparison with another one."""
+    return {
+        "nodes": {name: (rounded(n.used), n.bindings, n.pile_of) for name, n in view.nodes.items()},
+        "piles": {
+            name: {pile: (count, rounded(uses)) for pile, (count, uses) in n.piles.items()}
+            for name, n in view.nodes.items()
+        },
+        "sessions": {name: s.bindings for name, s in view.sessions.items()},
+        "coming": view.coming,
+        "sessions_of": view.sessions_of,
+        "executors_of": view.executors_of,
+        "promised": (view.executors_promised, {name: sorted(uses) for name, uses in view.promised_on.items()}),
+        "idle limits": view.idle_limits.at,
+    }
+
+
+def rounded(amount: Resources) -> Resources:
+    """Leave out what comes from adding up in another order."""
+    return amount._replace(cpu=round(amount.cpu, 6))
+
+
+def waits(view: View) -> dict[str, str]:
+    """Return what each session waits for."""
+    return {name: known.waits_for for name, known in view.sessions.items()}
 
 
 def sum_of(amounts: Any) -> Any:
@@ -110,6 +171,7 @@ def sum_of(amounts: Any) -> Any:
 
 
 TestAnyOrder = AnyOrder.TestCase
+TestAnyOrder.settings = settings(max_examples=100, stateful_step_count=30)
 
 
 # ---- nodes

@@ -50,7 +50,9 @@ def register(context: typer.Context, file: File, endpoint: Endpoint = None) -> N
 
     A file may hold several documents, with a line of --- between them. Further fields of spec are shim (Nats,
     or Log for tests), min_instances, concurrency, session_retry_limit, fresh_process, warm_instances, url, image,
-    input_schema, output_schema, common_data_schema, description and labels.
+    input_schema, output_schema, common_data_schema, description and labels; of its part of the cluster
+    max_executors, weight and placement (spread or pack); of sessions without tasks idle_timeout; and of each task
+    timeout, expires, delay, max_attempts, retry_on (classes of exceptions) and retry_backoff. Times are seconds.
 
     In the values of environments ${NAME} is a variable of the shell that runs this command, ${NAME:-TEXT} the
     text if that one is unset or empty, and $$ a dollar. Paths in working_directory and command are relative to

@@ -1,4 +1,4 @@
-"""`list`, `view` and `logs`."""
+"""`list`, `view`, `logs` and `events`."""
 
 from __future__ import annotations
 
@@ -41,6 +41,15 @@ def add_to(app: typer.Typer) -> None:
             "flmctl logs -e EXECUTOR --tail 20 --timestamps",
         ),
     )(logs)
+    app.command(
+        short_help="Show what happens, as it happens.",
+        epilog=examples(
+            "flmctl events",
+            "flmctl events -s openai-agent-1N1sIX --tasks",
+            "flmctl events -o json | jq 'select(.code)'",
+            end=field_names("event"),
+        ),
+    )(events)
 
 
 def list_(  # noqa: PLR0913 (an argument for each option)
@@ -195,3 +204,28 @@ def logs(
         endpoint_of(context, endpoint),
         Wanted(session=session, executor=executor, follow=follow, tail=tail, timestamps=timestamps, prefix=prefix),
     )
+
+
+def events(
+    context: typer.Context,
+    session: Annotated[
+        str | None, typer.Option("--session", "-s", metavar="SESSION", help="Only a session and its executors.")
+    ] = None,
+    application: Annotated[
+        str | None, typer.Option("--application", "-a", metavar="NAME", help="Only an application and its sessions.")
+    ] = None,
+    tasks: Annotated[
+        bool, typer.Option("--tasks", "-t", help="Also tasks: that they run (if for 0.1 s), and their ends.")
+    ] = False,
+    output: Output = Format.TABLE,
+    endpoint: Endpoint = None,
+) -> None:
+    """Show every change of state of applications, sessions, executors and nodes, with its reason, until Ctrl-C.
+
+    Of sessions also what they wait for, and that an executor failed to enter one and another will try. Each
+    event is a line, with -o json a JSON object, cut only in a terminal. What was before is not shown: see list.
+    """
+    from flame_cli.events import Followed
+    from flame_cli.events import events as follow
+
+    follow(endpoint_of(context, endpoint), Followed(session=session, application=application, tasks=tasks, form=output))

@@ -110,14 +110,14 @@ class MemoryBroker:
 
         return self._live.listen(subject, receive)
 
-    async def first(self, subject: str) -> tuple[asyncio.Future[None], MemorySubscription]:
+    async def first(self, subject: str) -> tuple[asyncio.Future[bytes], MemorySubscription]:
         """See `flame.broker.seam.Broker.first`."""
-        future: asyncio.Future[None] = self._loop.create_future()
+        future: asyncio.Future[bytes] = self._loop.create_future()
 
-        def receive(_: Message) -> None:
+        def receive(message: Message) -> None:
             subscription.end()
             if not future.done():
-                future.set_result(None)
+                future.set_result(message.data)
 
         subscription = self._live.listen(subject, receive)
         return future, subscription
@@ -163,9 +163,14 @@ class MemoryBroker:
         what = f"subjects of stream {stream}"
         return await self.calls.ask(what, lambda: self._server.stream(stream).subjects(pattern))
 
-    async def first_stored(self, stream: str, pattern: str) -> StoredMessage | None:
+    async def first_stored(self, stream: str, pattern: str, after: int = 0) -> StoredMessage | None:
         """See `flame.broker.seam.Broker.first_stored`."""
-        return await self.calls.ask(f"read {pattern}", lambda: self._server.stream(stream).first(pattern))
+
+        def first() -> StoredMessage | None:
+            found = self._server.stream(stream).behind(pattern, after, 1)
+            return found[0] if found else None
+
+        return await self.calls.ask(f"read {pattern}", first)
 
     async def begin_store(
         self, subject: str, data: bytes, timeout_s: float, then_acknowledge: str = ""
@@ -279,9 +284,9 @@ class MemoryBroker:
         """See `flame.broker.seam.Broker.extend`."""
         self._tell("extend", handle, lambda consumer, sequence: consumer.extend(sequence))
 
-    async def hand_back(self, handle: str) -> None:
+    async def hand_back(self, handle: str, delay_s: float = 0.0) -> None:
         """See `flame.broker.seam.Broker.hand_back`."""
-        self._tell("hand back", handle, lambda consumer, sequence: consumer.hand_back(sequence))
+        self._tell("hand back", handle, lambda consumer, sequence: consumer.hand_back(sequence, delay_s))
 
     def _tell(self, what: str, handle: str, act: Callable[[MemoryConsumer, int], None]) -> None:
         def arrive() -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SILENCE_S: Final = 5.0
 """After this long without a sign of it a request that stood is known to be lost."""
+_SECOND_NS: Final = 1_000_000_000
 
 
 class Pull:
@@ -58,6 +59,17 @@ class Pull:
         clock.call_later(SILENCE_S, lambda: self._link.deliver(partial(self.end, "")))
 
 
+class MemoryDelivery(Delivery):
+    """A delivery whose handle is ``<stream>.<consumer>.<delivered>.<sequence>.<n>.<time>``."""
+
+    __slots__ = ()
+
+    @property
+    def stored_at(self) -> float:
+        """See `flame.broker.seam.Delivery.stored_at`."""
+        return int(self.handle.rpartition(".")[2]) / _SECOND_NS
+
+
 class MemoryConsumer:
     """One consumer. What was handed back or ran out comes before what is new, and in that order."""
 
@@ -71,6 +83,8 @@ class MemoryConsumer:
         self._again: OrderedDict[int, None] = OrderedDict()
         self._out: OrderedDict[int, float] = OrderedDict()
         """Until when what was handed out is good; since all are good for equally long, the first ends first."""
+        self._delayed: dict[int, Timer] = {}
+        """What was handed back and is handed out again when its timer ends."""
         self._counts: dict[int, int] = {}
         self._handed_out = 0
         self._pulls: deque[Pull] = deque()
@@ -78,7 +92,7 @@ class MemoryConsumer:
 
     def state(self) -> ConsumerState:
         """Tell what it has to do."""
-        return ConsumerState(self.spec.name, len(self._new), len(self._out) + len(self._again))
+        return ConsumerState(self.spec.name, len(self._new), len(self._out) + len(self._delayed) + len(self._again))
 
     # ---- what its stream says
 
@@ -92,12 +106,15 @@ class MemoryConsumer:
         self._new.pop(sequence, None)
         self._again.pop(sequence, None)
         self._out.pop(sequence, None)
+        self._end_delay(sequence)
         self._counts.pop(sequence, None)
 
     def end(self, why: str) -> None:
         """Answer whoever waits: it is gone."""
         if self._timer is not None:
             self._timer.cancel()
+        for sequence in list(self._delayed):
+            self._end_delay(sequence)
         pulls, self._pulls = self._pulls, deque()
         for pull in pulls:
             pull.close(why)
@@ -126,15 +143,30 @@ class MemoryConsumer:
             self._stream.remove(sequence)
 
     def extend(self, sequence: int) -> None:
-        """Begin the time of a message anew, whoever holds it."""
-        if self._out.pop(sequence, None) is not None:
-            self._out[sequence] = self._clock.time() + self.spec.ack_wait_s
+        """Begin the time of a message anew, whoever holds it, or nobody since it is delayed."""
+        if self._out.pop(sequence, None) is not None or self._end_delay(sequence):
+            self._begin_time(sequence)
 
-    def hand_back(self, sequence: int) -> None:
-        """Hand a message out again, whoever holds it."""
-        if self._out.pop(sequence, None) is not None:
+    def hand_back(self, sequence: int, delay_s: float) -> None:
+        """Hand a message out again, whoever holds it: at once, or after a delay."""
+        if self._out.pop(sequence, None) is None and not self._end_delay(sequence):
+            return
+        if delay_s > 0:
+            self._delayed[sequence] = self._clock.call_later(delay_s, partial(self._delay_over, sequence))
+        else:
             self._again[sequence] = None
             self._hand_out()
+
+    def _end_delay(self, sequence: int) -> bool:
+        timer = self._delayed.pop(sequence, None)
+        if timer is not None:
+            timer.cancel()
+        return timer is not None
+
+    def _delay_over(self, sequence: int) -> None:
+        del self._delayed[sequence]
+        self._again[sequence] = None
+        self._hand_out()
 
     # ---- handing out
 
@@ -152,16 +184,20 @@ class MemoryConsumer:
         self._again.pop(sequence, None)
         if message is None:
             return
-        self._out[sequence] = self._clock.time() + self.spec.ack_wait_s
-        if self._timer is None:
-            self._timer = self._clock.call_later(self.spec.ack_wait_s, self._take_back)
+        self._begin_time(sequence)
         count = self._counts[sequence] = self._counts.get(sequence, 0) + 1
         self._handed_out += 1
-        handle = f"{self._stream.spec.name}.{self.spec.name}.{count}.{sequence}.{self._handed_out}"
+        view = f"{count}.{sequence}.{self._handed_out}.{int(message.stored_at * _SECOND_NS)}"
+        handle = f"{self._stream.spec.name}.{self.spec.name}.{view}"
         if self._chance.happens(self._chance.faults.lose_deliveries):
             pull.lose(self._clock)
             return
-        pull.give(Delivery(message.subject, message.data, handle, count, sequence, len(self._new)))
+        pull.give(MemoryDelivery(message.subject, message.data, handle, count, sequence, len(self._new)))
+
+    def _begin_time(self, sequence: int) -> None:
+        self._out[sequence] = self._clock.time() + self.spec.ack_wait_s
+        if self._timer is None:
+            self._timer = self._clock.call_later(self.spec.ack_wait_s, self._take_back)
 
     def _take_back(self) -> None:
         """Hand out again what nobody finished in time."""
@@ -180,7 +216,7 @@ class MemoryConsumer:
 def read_handle(handle: str) -> tuple[str, str, int] | None:
     """Return the stream, the consumer and the sequence that a delivery's handle names; ``None`` if it names none."""
     stream, _, rest = handle.partition(".")
-    parts = rest.rsplit(".", 3)
-    if len(parts) != 4 or not parts[2].isdigit():
+    parts = rest.rsplit(".", 4)
+    if len(parts) != 5 or not parts[2].isdigit():
         return None
     return stream, parts[0], int(parts[2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, NamedTuple
@@ -67,7 +68,8 @@ class MemoryStream:
         elif taken:
             self.remove(next(iter(taken)))
         self._last += 1
-        self._stored[self._last] = _Stored(StoredMessage(subject, data, self._last), self._clock.time(), size)
+        message = StoredMessage(subject, data, self._last, time.time())
+        self._stored[self._last] = _Stored(message, self._clock.time(), size)
         self._by_subject.setdefault(subject, {})[self._last] = None
         self._bytes += size
         self._make_room()
@@ -105,11 +107,6 @@ class MemoryStream:
         """Count messages by subject."""
         self._expire()
         return {subject: len(found) for subject, found in self._by_subject.items() if matches(pattern, subject)}
-
-    def first(self, pattern: str) -> StoredMessage | None:
-        """Return the oldest message whose subject matches."""
-        self._expire()
-        return next((s.message for s in self._stored.values() if matches(pattern, s.message.subject)), None)
 
     def last(self, pattern: str) -> StoredMessage | None:
         """Return the newest message whose subject matches."""

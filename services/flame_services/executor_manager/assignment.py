@@ -102,6 +102,13 @@ def _assignment(binding: BindingRecord, spec: ApplicationSpec, max_executors: in
         max_executors=max_executors,
         ack_wait_s=binding.ack_wait_s,
         leave_timeout_s=defaults.LEAVE_TIMEOUT_S,
+        delay_release_s=spec.delay_release_s,
+        timeout_s=spec.timeout_s,
+        expires_s=spec.expires_s,
+        delay_s=spec.delay_s,
+        max_attempts=spec.max_attempts,
+        retry_on=spec.retry_on,
+        retry_backoff_s=spec.retry_backoff_s,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,6 +12,7 @@ from typing import Final
 from flame.logs import get_logger
 from flame.protocol.records import ApplicationSpec
 from flame.service import environment as names
+from flame_services.executor_manager.gpus import Gpus
 from flame_services.executor_manager.launch import (
     Launch,
     LaunchRefused,
@@ -88,18 +89,26 @@ class Berths:
     node: str
     settings: ManagerSettings
     folder: WorkFolder
+    gpus: Gpus
 
-    def make(self, name: str, session: str, spec: ApplicationSpec, template: Path | None = None) -> Berth:
+    def make(
+        self,
+        name: str,
+        session: str,
+        spec: ApplicationSpec,
+        template: Path | None = None,
+        devices: Sequence[str] = (),
+    ) -> Berth:
         """Prepare the place of a process; raise `LaunchRefused`, with nothing left to clean up.
 
         ``name`` is the executor that it is to be, ``session`` whose folder it works in; with ``template`` it may
-        become one and listen there.
+        become one and listen there. ``devices`` are the GPUs that it has.
         """
         with contextlib.ExitStack() as undo:
             try:
                 folder = self.folder.enter_session(session)
                 undo.callback(self.folder.leave_session, session)
-                berth = Berth(self, name, session, self._plan(name, folder, spec, template), spec.command)
+                berth = Berth(self, name, session, self._plan(name, folder, spec, template, devices), spec.command)
                 berth.template = template
             except OSError as error:
                 raise LaunchRefused(f"node {self.node} can't keep what it needs to run: {error}") from None
@@ -113,8 +122,11 @@ class Berths:
         except OSError as error:  # it runs; only a crash of ours would leave it without a master
             log.warning("no note of a process", executor=name, pid=process.pid, reason=str(error))
 
-    def _plan(self, name: str, folder: Path, spec: ApplicationSpec, template: Path | None) -> Launch:
+    def _plan(
+        self, name: str, folder: Path, spec: ApplicationSpec, template: Path | None, devices: Sequence[str]
+    ) -> Launch:
         variables = executor_variables(self.settings.endpoint, self.node, name, self.settings.lifetime_fd)
+        variables |= self.gpus.variables(devices)
         if template is not None:
             variables[names.TEMPLATE] = str(template)
         return plan_launch(spec, self.node, folder, _base(), variables)

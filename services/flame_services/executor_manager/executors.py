@@ -12,12 +12,14 @@ from flame.broker.seam import Entry
 from flame.cancel import end_tasks
 from flame.errors import InvalidName, MalformedMessage
 from flame.logs import get_logger
+from flame.protocol.codes import ReasonCode
 from flame.protocol.messages import LEAVE, WAIT, ExecutorReport, Orders
 from flame.protocol.records import BindingRecord, decode_record
 from flame.protocol.states import ExecutorState
 from flame.protocol.subjects import check_token, executor_key
 from flame_services.executor_manager.executor import KILL_AFTER_S, Executor
 from flame_services.executor_manager.place import Place
+from flame_services.executor_manager.reasons import Reason
 from flame_services.executor_manager.record import RecordWriter
 
 log = get_logger("flame.manager")
@@ -31,7 +33,7 @@ _LAST_RECORDS_S: Final = 1.0
 _LOOK_S: Final = 0.02
 _ENDED_S: Final = 2.0
 """How long a killed process may take to be gone."""
-STOPPED: Final = "the executor manager was stopped"
+STOPPED: Final = Reason(ReasonCode.MANAGER_STOPPED, "the executor manager was stopped")
 _NOT_ENTERED: Final = (ExecutorState.STARTING, ExecutorState.IDLE, ExecutorState.BINDING)
 
 
@@ -63,9 +65,8 @@ class Executors:
             log.debug("ended before", executor=executor)
         elif (known := self._executors.get(executor)) is None:
             self._begin(binding)
-        elif binding.leave and not known.life.leaving:
-            known.leave()
-            self._spawn(known.nudge())
+        elif binding.leave:
+            self._let_leave(known, binding)
 
     def on_first_reading(self) -> None:
         """Take note that all bindings there are have been heard: those of an earlier time may have gone since."""
@@ -83,6 +84,22 @@ class Executors:
         if self._stopping:
             executor.leave()
         executor.start()
+
+    def _let_leave(self, executor: Executor, binding: BindingRecord) -> None:
+        life = executor.life
+        news = not life.leaving or binding.force > life.forced
+        if binding.force:
+            executor.force()
+        else:
+            executor.leave()
+        if news:
+            self._spawn(executor.nudge())
+
+    def end_stuck(self, name: str, cause: Reason) -> None:
+        """End an executor in which something does not stop."""
+        executor = self._executors.get(name)
+        if executor is not None:
+            executor.end_stuck(cause)
 
     def _end_binding(self, name: str) -> None:
         executor = self._executors.get(name)
@@ -124,12 +141,17 @@ class Executors:
     # ---- from time to time
 
     async def remind(self) -> None:
-        """Have those report who don't know yet what they should, until cancelled: a blocked one hears nothing."""
+        """Have those report who don't know yet what they should, until cancelled: a blocked one hears nothing.
+
+        Those that are blocked for no reason are ended.
+        """
         while True:
             await asyncio.sleep(TICK_S)
             for executor in self._alive():
                 if executor.must_be_reminded:
                     await executor.nudge()
+                elif self._place.broker.connected:
+                    executor.end_if_mute()
 
     async def follow_backlogs(self) -> None:
         """Learn what waits in sessions whose executors are busy, or blocked, until cancelled."""

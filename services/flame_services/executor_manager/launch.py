@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from flame.config import SECURITY_VARIABLES
+from flame.config import SECURITY_VARIABLES, absolute
 from flame.errors import FlameError
 from flame.protocol.records import ApplicationSpec
 from flame.service import environment as names
 
-_KEPT: Final = ("HOME", "USER", "LANG", "LC_ALL", "TZ", "TMPDIR", "PYTHONPATH", *SECURITY_VARIABLES)
-"""Variables that an executor has from its manager, where the manager has them. Nothing else gets through."""
+_KEPT: Final = ("HOME", "USER", "LANG", "LC_ALL", "TZ", "TMPDIR", "PYTHONPATH")
+"""Variables that an executor has from its manager, where the manager has them; besides these `SECURITY_VARIABLES`."""
 _SYSTEM_PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 _LOG_SHIM: Final = "flame_services.builtin.log_shim"
 
@@ -45,6 +45,7 @@ def base_environment(variables: Mapping[str, str], interpreter: str = sys.execut
     Programs beside the manager's interpreter are found first: those are the versions it was installed with.
     """
     base = {name: variables[name] for name in _KEPT if name in variables}
+    base |= {name: str(absolute(variables[name])) for name in SECURITY_VARIABLES if variables.get(name)}
     beside = str(Path(interpreter).parent)
     base["PATH"] = os.pathsep.join((beside, variables.get("PATH") or _SYSTEM_PATH))
     base["PYTHONUNBUFFERED"] = "1"

@@ -14,6 +14,7 @@ import psutil
 from flame.broker.seam import Broker
 from flame.logs import get_logger
 from flame.protocol import subjects
+from flame.protocol.codes import ReasonCode
 from flame.protocol.records import BindingRecord, ExecutorRecord, decode_record
 from flame.protocol.states import ExecutorState
 from flame_services.executor_manager.process import (
@@ -24,11 +25,12 @@ from flame_services.executor_manager.process import (
     signal_group,
     started_at,
 )
+from flame_services.executor_manager.reasons import Reason
 from flame_services.executor_manager.work_folder import WorkFolder
 
 log = get_logger("flame.manager.leftovers")
 
-REASON: Final = "the executor manager was restarted"
+REASON: Final = Reason(ReasonCode.MANAGER_RESTARTED, "the executor manager was restarted")
 _SAME_START_S: Final = 1.5
 """Start times of one process differ by as much when the clock is set."""
 _END_S: Final = 5.0
@@ -108,7 +110,7 @@ def groups_below(pid: int) -> set[int]:
 
 async def _end(groups: set[int]) -> None:
     for group in groups:
-        log.warning("ending an executor of an earlier manager", pid=group, reason=REASON)
+        log.warning("ending an executor of an earlier manager", pid=group, reason=REASON.text)
         signal_group(group, signal.SIGKILL)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_END_S):
@@ -121,7 +123,8 @@ def _released(record: ExecutorRecord) -> ExecutorRecord:
     return record.changed(
         state=ExecutorState.RELEASED,
         clean=False,
-        reason=REASON,
+        reason=REASON.text,
+        code=str(REASON.code),
         running=0,
         pending=0,
         idle=False,

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from flame.errors import IllegalTransition
+from flame.protocol import defaults
+from flame.protocol.codes import ReasonCode
 from flame.protocol.messages import ExecutorReport
 from flame.protocol.records import BindingRecord, ExecutorRecord
 from flame.protocol.states import EXECUTOR, ExecutorEvent, ExecutorState
 from flame_services.executor_manager import reasons
+from flame_services.executor_manager.reasons import Reason
 
 GO_S: Final = 5.0
 """How long a process may take to end where nothing is left to do."""
@@ -34,12 +37,15 @@ class Limits:
     """For ``on_session_leave`` itself; the executor keeps this one, we only see to it."""
 
 
+_NOT_STOPPED: Final = Reason(ReasonCode.TASK_STUCK, "its session was closed by force, and a task did not stop")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Deadline:
     """A step that is under way must be over in time."""
 
     after_s: float
-    cause: str
+    cause: Reason
     """What is said if it is not."""
     ask_first: bool = True
     """SIGTERM before SIGKILL."""
@@ -62,6 +68,8 @@ class Life:
         )
         self.leaving = binding.leave
         """Its orders are to leave."""
+        self.forced = binding.leave and binding.force
+        """Its tasks are to be stopped for that."""
         self.deadline: Deadline | None = None
         """What it must do in time; a new object each time that begins anew."""
         self._limits = limits
@@ -69,8 +77,8 @@ class Life:
         self._heard_at = now
         self._told_pending = 0
         self._left = False
-        self._fault = ""
-        self._cause = ""
+        self._fault: Reason | None = None
+        self._cause: Reason | None = None
         self._blameless = False
 
     @property
@@ -93,7 +101,7 @@ class Life:
     def start(self, now: float) -> None:
         """Its process was started."""
         self._change(now)
-        self.deadline = Deadline(self._limits.ready_s, f"not ready within {self._limits.ready_s:g} s")
+        self.deadline = Deadline(self._limits.ready_s, reasons.not_ready(self._limits.ready_s))
 
     def start_with_session(self, now: float) -> None:
         """Its process was started and has its session: it is entering. Not told yet; see `tell_entering`."""
@@ -119,8 +127,7 @@ class Life:
         """It is given its session; once more if it did not hear that."""
         if self.state is ExecutorState.IDLE:
             self._move(ExecutorEvent.ASSIGN, now)
-            limit_s = self._limits.enter_s
-            self.deadline = Deadline(limit_s, f"on_session_enter took longer than {limit_s:g} s")
+            self.deadline = Deadline(self._limits.enter_s, reasons.enter_too_long(self._limits.enter_s))
 
     # ---- what it reports
 
@@ -183,16 +190,23 @@ class Life:
         self._must_go("did not end after it had left")
 
     def _bound_leaving(self, report: ExecutorReport) -> None:
-        """Running tasks may finish without limit; leaving after the last of them has one."""
+        """Running tasks may finish without limit unless they are to be stopped; leaving after the last has one."""
         if report.running:
-            self.deadline = None
-        elif self.deadline is None:
+            if not self.forced:
+                self.deadline = None
+        elif self.deadline is None or self.deadline.cause is _NOT_STOPPED:
             limit_s = self._limits.leave_s
-            self.deadline = Deadline(limit_s + GO_S, f"on_session_leave took longer than {limit_s:g} s")
+            self.deadline = Deadline(limit_s + GO_S, reasons.leave_too_long(limit_s))
 
-    def _must_go(self, cause: str) -> None:
+    def force(self) -> None:
+        """It is to leave now, its tasks stopped: they have a moment for that."""
+        self.leaving = self.forced = True
+        if self.state in (ExecutorState.BOUND, ExecutorState.UNBINDING) and not self._left:
+            self.deadline = Deadline(defaults.TASK_STOP_S, _NOT_STOPPED)
+
+    def _must_go(self, what: str) -> None:
         if self.deadline is None or self.deadline.ask_first:
-            self.deadline = Deadline(GO_S, cause, ask_first=False)
+            self.deadline = Deadline(GO_S, Reason(ReasonCode.STUCK, what), ask_first=False)
 
     def _refuse(self, report: ExecutorReport) -> None:
         raise IllegalTransition(f"executor is {self.state.value}: it can't be {report.state.value}")
@@ -210,6 +224,8 @@ class Life:
             now,
             succeeded=report.succeeded,
             failed=report.failed,
+            cancelled=report.cancelled,
+            counted_to=report.counted_to,
             running=report.running,
             pending=pending,
             idle=idle,
@@ -232,7 +248,7 @@ class Life:
 
     # ---- its end
 
-    def give_up(self, cause: str, *, blameless: bool = False) -> None:
+    def give_up(self, cause: Reason, *, blameless: bool = False) -> None:
         """Say why its process is ended by us; the first cause counts, and none after it has left.
 
         ``blameless``: neither it nor its session can help it.
@@ -247,7 +263,7 @@ class Life:
         if reason:
             pass
         elif self._cause and not self._blameless:
-            reason = reasons.with_tail(self._cause, tail)
+            reason = self._cause.with_tail(tail)
         elif self._left:
             clean = True
         elif self._cause:
@@ -255,13 +271,14 @@ class Life:
         elif self.leaving and status == 0 and not self.record.entered:
             clean = True
         else:
-            reason = reasons.with_tail(reasons.ended_by_itself(status, self.state), tail)
+            reason = reasons.ended_by_itself(status, self.state).with_tail(tail)
         self.release(reason, clean=clean, now=now)
 
-    def release(self, reason: str, *, clean: bool, now: float) -> None:
-        """It has no process, any more or at all."""
+    def release(self, reason: Reason | None, *, clean: bool, now: float) -> None:
+        """It has no process, any more or at all; ``None``: it ended in order."""
         self.deadline = None
-        self._move(ExecutorEvent.GONE, now, reason=reason, clean=clean, running=0, pending=0, idle=False)
+        told = {} if reason is None else {"reason": reason.text, "code": str(reason.code)}
+        self._move(ExecutorEvent.GONE, now, clean=clean, running=0, pending=0, idle=False, **told)
 
     # ---- records
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from flame.broker.seam import Broker
 from flame_services.executor_manager.berth import Berths
 from flame_services.executor_manager.consumers import Consumers
+from flame_services.executor_manager.enforcement import Enforcement
 from flame_services.executor_manager.keeper import LeaseKeeper
 from flame_services.executor_manager.output import OutputFollower
 from flame_services.executor_manager.settings import ManagerSettings
@@ -25,5 +26,6 @@ class Place:
     output: OutputFollower
     consumers: Consumers
     leases: LeaseKeeper
+    enforcement: Enforcement
     berths: Berths
     stocks: Stocks

@@ -16,8 +16,11 @@ from flame.logs import get_logger
 from flame.protocol import subjects
 from flame_services.executor_manager.berth import Berths
 from flame_services.executor_manager.consumers import Consumers
+from flame_services.executor_manager.enforcement import Enforcement
 from flame_services.executor_manager.executors import Executors
-from flame_services.executor_manager.keeper import LeaseKeeper, ledger_folder
+from flame_services.executor_manager.gpus import Gpus
+from flame_services.executor_manager.keeper import LeaseKeeper
+from flame_services.executor_manager.ledger_folder import LedgerFolder
 from flame_services.executor_manager.leftovers import clear_leftovers
 from flame_services.executor_manager.node import NodeHeartbeat
 from flame_services.executor_manager.orphans import adopt_orphans, reap_orphans
@@ -54,6 +57,8 @@ class ExecutorManager:
         self._subscriptions: list[Subscription] = []
         self._running: list[asyncio.Task[None]] = []
         self._stopped: asyncio.Task[None] | None = None
+        self._enforcement = Enforcement(settings)
+        self._ledgers: LedgerFolder | None = None
 
     async def start(self) -> None:
         """Register the node and begin to carry bindings out.
@@ -66,19 +71,28 @@ class ExecutorManager:
         self._folder.claim()
         last = self._folder.last_user()
         broker = self._broker = await connect(settings.endpoint, name=f"{NAME} {node}")
-        self._heartbeat = NodeHeartbeat(broker, node_record(settings, started))
+        held = self._enforcement
+        held.claim()
+        record = node_record(settings, started, memory_by=held.memory_by, cpu_by=held.cpu_by)
+        self._heartbeat = NodeHeartbeat(broker, record)
         await self._heartbeat.claim(last.get("started") if last.get("node") == node else None)
         self._folder.sign(node, started)
         self._run("heartbeat", self._heartbeat.run())
         ended = await self._clear_leftovers(broker)
+        held.clear()
 
         self._output = OutputFollower(broker)
-        leases = LeaseKeeper(broker, ledger_folder(node, self._folder.path))
-        berths = Berths(node, settings, self._folder)
+        self._ledgers = LedgerFolder(node, self._folder.path)
+        self._ledgers.claim()
+        leases = LeaseKeeper(broker, self._ledgers.path)
+        berths = Berths(node, settings, self._folder, Gpus(settings.gpus))
         stocks = self._stocks = Stocks(berths)
-        place = Place(node, settings, broker, self._folder, self._output, Consumers(broker), leases, berths, stocks)
+        place = Place(
+            node, settings, broker, self._folder, self._output, Consumers(broker), leases, held, berths, stocks
+        )
         await leases.settle_leftovers()
         self._executors = Executors(place, ended)
+        leases.on_stuck = self._executors.end_stuck
         self._subscriptions.append(await broker.answer(subjects.executor_reports(node), self._executors.on_report))
         self._subscriptions.append(await broker.bucket(subjects.APPLICATIONS).watch("*", stocks.on_application))
         self._subscriptions.append(
@@ -86,7 +100,9 @@ class ExecutorManager:
         )
         self._executors.on_first_reading()
         broker.on_reconnect(self._executors.on_reconnect)
+        broker.on_reconnect(leases.on_reconnect)
         self._run("leases", leases.run())
+        self._run("resources", held.run())
         self._run("stocks", stocks.run())
         self._run("reminders", self._executors.remind())
         self._run("backlogs", self._executors.follow_backlogs())
@@ -132,6 +148,9 @@ class ExecutorManager:
                 await self._stocks.stop()
             await end_tasks(self._running)
             await self._leave_cluster()
+            self._enforcement.release()
+            if self._ledgers is not None:
+                self._ledgers.release()
             await self._folder.removals()
             self._folder.release()
 

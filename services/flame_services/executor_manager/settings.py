@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
+import re
 import socket
 from pathlib import Path
 from typing import Annotated, Final
@@ -16,10 +18,14 @@ from flame.protocol import defaults
 from flame.protocol.records import NodeRecord
 from flame.protocol.resources import Resources
 from flame.protocol.subjects import check_token, to_token
+from flame_services.executor_manager.gpus import detect
 from flame_services.program import Settings
 
 STOP_TIMEOUT_S: Final = 10.0
 TEMPLATE_IDLE_S: Final = 600.0
+AUTO: Final = "auto"
+NONE: Final = "none"
+_DEVICE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-:/.]*", re.ASCII)
 _LONGEST_STOP_S: Final = 40.0
 """Ends a stop well before `flame_services.program` takes it for stuck."""
 
@@ -44,6 +50,25 @@ def _bytes(value: object) -> object:
         raise InvalidArgument(f"{value!r} is no amount of memory: expected bytes, such as 512m or 16g") from None
 
 
+def _gpus(value: object) -> object:
+    """Read a count or a list of devices."""
+    if not isinstance(value, str | int):
+        return value
+    text = str(value).strip()
+    names = tuple(filter(None, (name.strip() for name in text.split(","))))
+    if "," not in text and text.isdecimal():
+        names = tuple(map(str, range(int(text))))
+    if len(set(names)) != len(names) or not all(map(_DEVICE.fullmatch, names)):
+        raise InvalidArgument(f"{value!r} names no GPUs: expected how many there are, or which, such as 0,2")
+    return names
+
+
+def _cgroup(value: str) -> str:
+    if value in (AUTO, NONE) or (value.startswith("/") and ".." not in value.split("/")):
+        return value
+    raise InvalidArgument(f"{value!r} is no control group: expected a path such as /flame, {AUTO} or {NONE}")
+
+
 class ManagerSettings(Settings):
     """What an executor manager can be told."""
 
@@ -61,7 +86,17 @@ class ManagerSettings(Settings):
     memory: Annotated[int | None, BeforeValidator(_bytes)] = Field(
         None, gt=0, description="memory to give to executors, such as 16g; detected if not given"
     )
-    gpu: int = Field(0, ge=0, description="GPUs to give to executors")
+    gpu: Annotated[tuple[str, ...] | None, BeforeValidator(_gpus)] = Field(
+        None,
+        description="GPUs to give to executors: how many, or which, such as 0,2 (of one: 2,); detected if not given",
+    )
+    hold_memory: bool = Field(True, description="end executors that use more memory than their session asked for")
+    hold_cpu: bool = Field(True, description="hold executors to the processors that their session asked for")
+    cgroup: Annotated[str, AfterValidator(_cgroup)] = Field(
+        AUTO,
+        description="the control group to hold executors in, such as /flame: it must be there, for this manager alone;"
+        " auto: the manager's own if that was delegated to it; none: use none",
+    )
     ready_timeout_s: float = Field(
         defaults.READY_TIMEOUT_S,
         gt=0,
@@ -97,12 +132,17 @@ class ManagerSettings(Settings):
         return Resources(
             cpu=self.cpu or float(_processors()),
             memory=self.memory or int(psutil.virtual_memory().total),
-            gpu=self.gpu,
+            gpu=len(self.gpus),
         )
 
+    @functools.cached_property
+    def gpus(self) -> tuple[str, ...]:
+        """The GPUs given, or those that are found the first time that somebody asks."""
+        return detect(os.environ) if self.gpu is None else self.gpu
 
-def node_record(settings: ManagerSettings, started: float) -> NodeRecord:
-    """Describe this node to the cluster."""
+
+def node_record(settings: ManagerSettings, started: float, *, memory_by: str = "", cpu_by: str = "") -> NodeRecord:
+    """Describe this node to the cluster, with how it holds executors to their resources."""
     return NodeRecord(
         name=settings.node_name,
         hostname=socket.gethostname(),
@@ -110,6 +150,8 @@ def node_record(settings: ManagerSettings, started: float) -> NodeRecord:
         os=platform.system(),
         capacity=settings.capacity(),
         started=started,
+        memory_by=memory_by,
+        cpu_by=cpu_by,
     )
 
 

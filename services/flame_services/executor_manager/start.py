@@ -6,7 +6,7 @@ A fresh one may turn out to be a template itself; then the executor is the first
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from flame.logs import get_logger
@@ -30,8 +30,10 @@ FORKED: Final = "forked"
 class Start:
     """One executor's start. `run` it once, and `clean_up` when its process is gone or none came of it."""
 
-    def __init__(self, place: Place, binding: BindingRecord, stock: Stock, assignment: Assignment) -> None:
-        """Plan it; nothing is touched yet."""
+    def __init__(
+        self, place: Place, binding: BindingRecord, stock: Stock, assignment: Assignment, devices: Sequence[str] = ()
+    ) -> None:
+        """Plan it, with these GPUs; nothing is touched yet."""
         self.process: Process | None = None
         """The process that its service runs in, as far as is known."""
         self.certain: Final = asyncio.Event()
@@ -48,6 +50,7 @@ class Start:
         self._binding = binding
         self._stock = stock
         self._assignment = assignment
+        self._devices = devices
         self._berth: Berth | None = None
         self._warm: Warm | None = None
         self._trial: Trial | None = None
@@ -63,7 +66,8 @@ class Start:
                 forked = await self._fork(template, self._take_berth(may_be_template=False), began)
                 if forked is not None:
                     return forked
-            elif (warm := self._stock.take_warm()) is not None:
+            # What was started ahead has no GPU, and can't be given one any more.
+            elif not self._devices and (warm := self._stock.take_warm()) is not None:
                 self._take(warm)
                 began()
                 warm.give()
@@ -157,7 +161,9 @@ class Start:
 
     def _take_berth(self, *, may_be_template: bool) -> Berth:
         path = self._stock.template_path() if may_be_template else None
-        berth = self._place.berths.make(self._binding.executor, self._binding.session, self._stock.record.spec, path)
+        berth = self._place.berths.make(
+            self._binding.executor, self._binding.session, self._stock.record.spec, path, self._devices
+        )
         self._berth = berth
         self.captured = self._place.output.follow(self._binding, berth.stdout, berth.stderr)
         return berth

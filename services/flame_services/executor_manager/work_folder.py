@@ -15,18 +15,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import shutil
-import uuid
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from flame.errors import ConfigurationError
 
 _PRIVATE = 0o700
+_REMOVE_S: Final = 0.2
+"""How long a folder that nobody uses any more may stay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,10 @@ class WorkFolder:
         self.path = path
         self._lock = -1
         self._sessions: Counter[str] = Counter()
-        self._removals: set[asyncio.Task[None]] = set()
+        self._numbers = itertools.count()
+        self._refuse: list[Path] = []
+        """Folders of sessions that are to be removed."""
+        self._removal: asyncio.Task[None] | None = None
 
     def claim(self) -> None:
         """Create the folder and take it for this process; raise `ConfigurationError` if that can't be."""
@@ -115,17 +121,29 @@ class WorkFolder:
         if self._sessions[session] > 0:
             return
         del self._sessions[session]
-        # Renamed first: the session may come back while its old folder is still being emptied.
-        refuse = self.path / "sessions" / f".{uuid.uuid4().hex}"
+        # Renamed, since the session may come back before its old folder is emptied. That takes a disk its time.
+        refuse = self.path / "sessions" / f".{next(self._numbers)}"
         with contextlib.suppress(OSError):
             (self.path / "sessions" / session).rename(refuse)
-            removal = asyncio.create_task(asyncio.to_thread(shutil.rmtree, refuse, ignore_errors=True))
-            self._removals.add(removal)
-            removal.add_done_callback(self._removals.discard)
+            self._refuse.append(refuse)
+            if self._removal is None or self._removal.done():
+                self._removal = asyncio.create_task(self._remove_later(), name="removal of folders")
+
+    async def _remove_later(self) -> None:
+        """Remove what is left behind, much at once where many sessions end."""
+        await asyncio.sleep(_REMOVE_S)
+        while self._refuse:
+            await asyncio.to_thread(_remove_trees, self._take_refuse())
 
     async def removals(self) -> None:
-        """Wait until what was to be removed is."""
-        await asyncio.gather(*self._removals, return_exceptions=True)
+        """Return when what was to be removed is."""
+        await asyncio.to_thread(_remove_trees, self._take_refuse())
+        if self._removal is not None:
+            await asyncio.wait([self._removal])
+
+    def _take_refuse(self) -> list[Path]:
+        refuse, self._refuse = self._refuse, []
+        return refuse
 
     # ---- output
 
@@ -160,9 +178,12 @@ class WorkFolder:
     def note_process(self, note: ProcessNote) -> None:
         """Keep a note of a process that was started, before anything else can happen to this one."""
         file = self.path / "executors" / note.executor
-        draft = file.with_suffix(".new")  # no executor's name has a dot
-        draft.write_text(json.dumps({"pid": note.pid, "identity": note.identity}), encoding="utf-8")
-        draft.rename(file)
+        text = f"{note.pid} {note.identity}"
+        try:
+            file.symlink_to(text)  # a link to nowhere is there at once and as a whole, which no file is
+        except FileExistsError:
+            file.unlink()
+            file.symlink_to(text)
 
     def forget_process(self, executor: str) -> None:
         """Drop the note of a process that is gone."""
@@ -173,12 +194,17 @@ class WorkFolder:
         """Return the notes that were not dropped; one that can't be read is none."""
         notes = []
         for file in sorted((self.path / "executors").iterdir()):
-            fields = {} if file.suffix else _read_json(file)
             try:
-                notes.append(ProcessNote(file.name, int(fields["pid"]), str(fields["identity"])))
-            except (KeyError, TypeError, ValueError):
+                pid, _, identity = str(file.readlink()).partition(" ")
+                notes.append(ProcessNote(file.name, int(pid), identity))
+            except (OSError, ValueError):
                 file.unlink(missing_ok=True)
         return notes
+
+
+def _remove_trees(paths: Sequence[Path]) -> None:
+    for path in paths:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _read_json(file: Path) -> dict[str, Any]:

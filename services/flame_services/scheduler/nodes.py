@@ -17,6 +17,8 @@ from flame.cancel import end_task
 from flame.errors import FlameError
 from flame.logs import get_logger
 from flame.protocol import defaults
+from flame_services.scheduler.changes import Judgement
+from flame_services.scheduler.herald import Herald
 from flame_services.scheduler.store import Store
 from flame_services.scheduler.view import View
 
@@ -33,11 +35,12 @@ ANSWER_S: Final = 1.0
 class NodeJudge:
     """Judges the nodes of a view."""
 
-    def __init__(self, broker: Broker, view: View, store: Store, on_change: Callable[[], None]) -> None:
-        """Call ``on_change`` when nodes were given up."""
+    def __init__(self, broker: Broker, view: View, store: Store, herald: Herald, on_change: Callable[[], None]) -> None:
+        """Announce judgements through ``herald``; call ``on_change`` when nodes were given up."""
         self._broker = broker
         self._view = view
         self._store = store
+        self._herald = herald
         self._on_change = on_change
         self._loop = asyncio.get_running_loop()
         self._confirming: asyncio.Task[None] | None = None
@@ -46,7 +49,7 @@ class NodeJudge:
         """Take note of who is silent; who is so for too long is given up a little later."""
         if not self._broker.connected:
             return
-        self._view.age_nodes(now, give_up=False)
+        self._age(now, give_up=False)
         if self._confirming is None and self._view.silent_nodes(now, DOUBT_S):
             self._confirming = self._loop.create_task(self._confirm(), name="silent nodes")
 
@@ -63,10 +66,19 @@ class NodeJudge:
             if not await self._read_silent():
                 return
             await asyncio.sleep(BETWEEN_S)
-            if await self._read_silent() and self._view.age_nodes(self._loop.time()):
+            if await self._read_silent() and self._age(self._loop.time(), give_up=True):
                 self._on_change()
         finally:
             self._confirming = None
+
+    def _age(self, now: float, *, give_up: bool) -> bool:
+        silent = self._view.silent_nodes(now, defaults.NODE_UNKNOWN_S)
+        before = {name: Judgement.of(self._view, name) for name in silent}
+        changed = self._view.age_nodes(now, give_up=give_up)
+        if changed:
+            for name, judged in before.items():
+                self._herald.node(name, judged, Judgement.of(self._view, name))
+        return changed
 
     async def _read_silent(self) -> bool:
         """Read the records of silent nodes into the view; tell whether the broker was there."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from typing import Final
 
 from flame.broker.seam import Broker
@@ -18,10 +19,14 @@ from flame.protocol import defaults
 from flame.protocol.records import SessionRecord
 from flame_services.scheduler.carry import Carrier
 from flame_services.scheduler.demand import Demand
+from flame_services.scheduler.expiry import Expiry
+from flame_services.scheduler.herald import Herald
 from flame_services.scheduler.nodes import NodeJudge
-from flame_services.scheduler.plan import Step, plan
-from flame_services.scheduler.settle import settle_tasks
+from flame_services.scheduler.plan import plan
+from flame_services.scheduler.recorder import Recorder
+from flame_services.scheduler.steps import Step
 from flame_services.scheduler.store import Store
+from flame_services.scheduler.sweep import Sweep
 from flame_services.scheduler.view import View
 
 log = get_logger("flame.scheduler")
@@ -35,7 +40,9 @@ RETRY_S: Final = 0.5
 class Planner:
     """Plans and carries out until it is stopped."""
 
-    def __init__(self, broker: Broker, view: View, store: Store, ack_wait_s: float = defaults.ACK_WAIT_S) -> None:
+    def __init__(
+        self, broker: Broker, view: View, store: Store, recorder: Recorder, ack_wait_s: float = defaults.ACK_WAIT_S
+    ) -> None:
         """Decide over ``view``, which ``store`` keeps."""
         self._broker = broker
         self._view = view
@@ -46,10 +53,12 @@ class Planner:
         self._steps: set[asyncio.Task[None]] = set()
         self._settling: set[str] = set()
         self._task: asyncio.Task[None] | None = None
-        self._demand = Demand(broker, view, store, self.wake)
-        self._demand.settle_orphans = self._settle_orphans
-        self._carrier = Carrier(broker, view, store, self._demand.review, ack_wait_s)
-        self._nodes = NodeJudge(broker, view, store, self.wake)
+        self._herald = Herald(broker, view)
+        self._demand = Demand(broker, view, self.wake)
+        self._sweep = Sweep(broker, view, store, self._demand.recheck, self._settle_orphans)
+        self._expiry = Expiry(broker, view, store, recorder, self._demand.holding, self._demand.withdraw)
+        self._carrier = Carrier(broker, view, store, recorder, self._demand.review, ack_wait_s)
+        self._nodes = NodeJudge(broker, view, store, self._herald, self.wake)
         store.on_session = self._on_session
         store.on_change = self.wake
 
@@ -59,9 +68,13 @@ class Planner:
 
     async def start(self) -> None:
         """Begin to plan; the view must hold everything by now."""
+        self._store.herald = self._herald  # what the view holds already is nothing new
         self._nodes.forgive()
         self._forget = self._broker.on_reconnect(self._reconnected)
         await self._demand.start()
+        self._sweep.start()
+        self._expiry.start()
+        self._carrier.start()
         self._task = asyncio.create_task(self._go_on(), name="planner")
         self.wake()
 
@@ -71,11 +84,13 @@ class Planner:
         if task is not None:
             self._forget()
             await end_task(task)
-        await self._nodes.stop()
-        await self._demand.stop()
+        for part in (self._nodes, self._sweep, self._expiry, self._demand, self._carrier):
+            await part.stop()
         if self._steps:
             _, late = await asyncio.wait(self._steps, timeout=defaults.REQUEST_TIMEOUT_S)
             await end_tasks(late)
+        self._store.herald = None
+        await self._herald.stop()
 
     async def failed(self) -> str:
         """Return why planning ended by itself, if it ever does."""
@@ -90,7 +105,10 @@ class Planner:
             self._changed.clear()
             now = self._loop.time()
             self._nodes.judge(now)
+            self._view.wall_ahead_s = time.time() - now
             decided = plan(self._view, now)
+            for session in self._view.planned(decided):
+                self._herald.waits(session)
             for step in decided.steps:
                 self._begin(step)
             wait_s = min(defaults.NODE_HEARTBEAT_S, decided.look_again_at - now)
@@ -103,8 +121,6 @@ class Planner:
             await asyncio.sleep(0)  # let what arrived together be planned together
 
     def _begin(self, step: Step) -> None:
-        session = self._view.sessions[step.session]
-        session.busy = True
         task = self._loop.create_task(self._carry_out(step), name=f"step {step.session}")
         self._steps.add(task)
         task.add_done_callback(self._steps.discard)
@@ -114,12 +130,13 @@ class Planner:
             if not await self._finished(step):
                 await asyncio.sleep(RETRY_S)
         finally:
-            session = self._view.sessions.get(step.session)
-            if session is not None:
-                session.busy = False
+            self._view.done(step.session)
             self.wake()
 
     async def _finished(self, step: Step) -> bool:
+        session = self._view.sessions.get(step.session)
+        if session is not None and not self._store.readable(session.record.application, session.id):
+            return False
         try:
             async with self._places:
                 await self._store.settle_doubts()
@@ -142,11 +159,8 @@ class Planner:
         task.add_done_callback(self._steps.discard)
 
     async def _settle_orphans_of(self, application: str, session_id: str) -> None:
-        session = self._view.sessions.get(session_id)
-        record = None if session is None else session.record
         try:
-            written = await settle_tasks(self._broker, application, session_id, record)
-            log.info("gave up tasks of a session that is over", session=session_id, tasks_given_up=written)
+            await self._carrier.settle_late(application, session_id)
         except FlameError as error:
             log.warning("could not give up tasks of a session that is over", session=session_id, error=str(error))
         finally:

@@ -16,6 +16,7 @@ from flame_services.program import Settings
 from flame_services.scheduler.cluster import found_cluster
 from flame_services.scheduler.control_api import ControlApi
 from flame_services.scheduler.planner import Planner
+from flame_services.scheduler.recorder import Recorder
 from flame_services.scheduler.store import Store
 from flame_services.scheduler.view import View
 
@@ -29,6 +30,9 @@ class SchedulerSettings(Settings):
         ge=1,
         le=3600,
         description="for how many seconds a task stays with an executor that gives no sign of life",
+    )
+    max_executors: int | None = Field(
+        default=None, ge=1, description="the most executors that all sessions have together; no such limit if not given"
     )
     replicas: int = Field(default=1, ge=1, le=5, description="copies of every stream and bucket, in a broker cluster")
 
@@ -49,11 +53,12 @@ class Scheduler:
         """Return when the view is complete and requests are answered."""
         broker = self._broker = await connect(self._settings.endpoint, name=f"flame-scheduler-{self._name}")
         await found_cluster(broker, self._settings.replicas)
-        view = View()
+        view = View(self._settings.max_executors)
         store = self._store = Store(broker, view)
         await store.start()
-        self._planner = Planner(broker, view, store, self._settings.ack_wait_s)
-        self._api = ControlApi(broker, view, store, self._name, self._settings.replicas)
+        recorder = Recorder(broker, store, self._name)
+        self._planner = Planner(broker, view, store, recorder, self._settings.ack_wait_s)
+        self._api = ControlApi(broker, view, store, recorder, self._name, self._settings.replicas)
         await self._api.start()
         await self._planner.start()
 

@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from typing import Final
 
-from flame.broker.errors import Duplicate
 from flame.broker.seam import Broker
-from flame.errors import FlameError
 from flame.protocol import subjects
-from flame.protocol.codes import ErrorCode
+from flame.protocol.codes import ErrorCode, ReasonCode
 from flame.protocol.messages import ResultRecord, TaskFault
 from flame.protocol.records import SessionRecord
 from flame.protocol.states import SessionState, TaskState
-
-BATCH: Final = 1000
-STORE_TIMEOUT_S: Final = 10.0
+from flame_services.scheduler.recorder import Writing
 
 
 def record_for(session_id: str, session: SessionRecord | None) -> ResultRecord:
     """Return the record of a task that waited when its session ended."""
     if session is not None and session.state is SessionState.FAILED:
-        fault = TaskFault(ErrorCode.SESSION_FAILED, f"session {session_id} failed: {session.reason}")
+        reason, _, traceback = session.reason.partition("\n")
+        if session.code != ReasonCode.ENTER_FAILED:
+            reason, traceback = session.reason, ""  # what follows is what the process said
+        fault = TaskFault(ErrorCode.SESSION_FAILED, f"session {session_id} failed: {reason}", traceback=traceback)
         return ResultRecord(TaskState.FAILED, error=fault, attempt=0, finished=time.time())
     why = "is not known" if session is None else "was closed before the task ran"
+    if session is not None and session.reason:
+        why = f"{why}: {session.reason}"
     fault = TaskFault(ErrorCode.TASK_CANCELLED, f"session {session_id} {why}")
     return ResultRecord(TaskState.CANCELLED, error=fault, attempt=0, finished=time.time())
 
 
-async def settle_tasks(broker: Broker, application: str, session_id: str, session: SessionRecord | None) -> int:
-    """Record every stored task of a session, remove them, and return how many records were new.
+async def settle_tasks(
+    broker: Broker, writing: Writing, application: str, session_id: str, session: SessionRecord | None
+) -> None:
+    """Record every stored task of a session, and remove them.
 
     Can be begun again after any interruption: a task that has a record keeps it. The session must have no consumer.
     """
@@ -38,31 +39,14 @@ async def settle_tasks(broker: Broker, application: str, session_id: str, sessio
     pattern = subjects.session_tasks(application, session_id)
     task_prefix = subjects.task(application, session_id, "")
     result_prefix = subjects.result(application, session_id, "")
-    record = record_for(session_id, session).encode()
-    written = 0
+    record = record_for(session_id, session)
     while True:
         # What is stored after this point is left for the next round, so nothing is removed without its record.
         last = (await broker.stream_state(stream)).last_sequence
         waiting = list(await broker.subjects(stream, pattern))
         if not waiting:
-            return written
+            return
         # Whatever a client made of a task's name: it is part of a subject, so it can be part of another one.
-        results = [result_prefix + subject.removeprefix(task_prefix) for subject in waiting]
-        for begin in range(0, len(results), BATCH):
-            written += await _record(broker, results[begin : begin + BATCH], record)
+        await writing.store([result_prefix + subject.removeprefix(task_prefix) for subject in waiting], record)
         if last:  # with 0 everything would go, what was stored after the look included
             await broker.purge(stream, pattern, last)
-
-
-async def _record(broker: Broker, results: list[str], record: bytes) -> int:
-    stores = [await broker.begin_store(result, record, STORE_TIMEOUT_S) for result in results]
-    new = 0
-    fault: BaseException | None = None
-    for outcome in await asyncio.gather(*stores, return_exceptions=True):
-        if isinstance(outcome, int):
-            new += 1
-        elif not isinstance(outcome, Duplicate):
-            fault = outcome
-    if fault is not None:
-        raise fault if isinstance(fault, FlameError) else FlameError(str(fault))
-    return new

@@ -5,7 +5,7 @@ No I/O and no clock: whoever feeds the view says what time it is. `plan` reads i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
 from typing import Final
 
 from flame.protocol import defaults
@@ -19,94 +19,58 @@ from flame.protocol.records import (
 )
 from flame.protocol.resources import Resources
 from flame.protocol.states import NODE, ExecutorState, NodeEvent, NodeState, SessionState
+from flame_services.scheduler.parts import COMING, Executor, Node, Session
+from flame_services.scheduler.standings import Standings
+from flame_services.scheduler.steps import Plan
+from flame_services.scheduler.timers import Timers
 
-NOTHING: Final = Resources()
+__all__ = ["Executor", "Node", "Session", "View"]
 
-
-@dataclass(slots=True)
-class Session:
-    """A session and what serves it."""
-
-    record: SessionRecord
-    revision: int
-    bindings: dict[str, BindingRecord] = field(default_factory=dict)
-    """By key."""
-    demand: bool = False
-    """A task waits and nobody serves the session."""
-    busy: bool = False
-    """A decision about it is being carried out."""
-    retry_at: float = 0.0
-    """After a failure: nothing is bound before."""
-    crashes: int = 0
-    """Executors lost in a row, for the back-off."""
-    epoch_over: bool = False
-    """Its consumer was deleted: the next executor begins a new epoch."""
-    avoid: str = ""
-    """The node where the last attempt failed."""
-
-    @property
-    def id(self) -> str:
-        """The session's id."""
-        return self.record.id
-
-    @property
-    def unsettled(self) -> bool:
-        """Whether it has ended but some of its tasks may lack their records."""
-        return self.record.state is not SessionState.OPEN and not self.record.settled
-
-
-@dataclass(slots=True)
-class Executor:
-    """An executor and how it has fared."""
-
-    record: ExecutorRecord
-    idle_since: float | None = None
-    """When it was first seen to have nothing to do."""
-    finished: int = 0
-    finished_at: float = 0.0
-    rate: float = 0.0
-    """Tasks a second, lately."""
-
-
-@dataclass(slots=True)
-class Node:
-    """A node, and what is left of it."""
-
-    record: NodeRecord
-    seen_at: float
-    """When its heartbeat was last seen to change."""
-    state: NodeState = NodeState.READY
-    used: Resources = NOTHING
-    bindings: dict[str, Resources] = field(default_factory=dict)
-    """What each of its bindings uses, by key."""
-
-    @property
-    def free(self) -> Resources:
-        """What no binding uses."""
-        return self.record.capacity.minus(self.used)
-
-    @property
-    def takes(self) -> bool:
-        """Whether new executors may be placed there."""
-        return self.state is NodeState.READY and not self.record.stopping
-
-
+LOOK_AGAIN_S: Final = 1.0
+"""Between two looks whether a draining session still has a task."""
 NO_APPLICATION: Final = ApplicationSpec(command="-")
 """Stands in for an application that is not registered any more."""
 
 
 class View:
-    """The cluster as this scheduler knows it."""
+    """The cluster as this scheduler knows it.
 
-    def __init__(self) -> None:
-        """Know nothing yet."""
+    Whoever plans calls `planned` with each plan before it carries that out, and `done` when a session's step is
+    finished or given up. `plan` looks at what has changed since.
+    """
+
+    def __init__(self, max_executors: int | None = None) -> None:
+        """Know nothing yet. All sessions together have at most that many executors."""
+        self.max_executors = max_executors
+        self.wall_ahead_s = 0.0
+        """Unix time less the time that plans are made at; idle limits count in Unix time."""
         self.applications: dict[str, ApplicationRecord] = {}
         self.sessions: dict[str, Session] = {}
         self.nodes: dict[str, Node] = {}
         self.executors: dict[str, Executor] = {}
         self.bindings: dict[str, BindingRecord] = {}
-        self.active: set[str] = set()
-        """Sessions that may need something; the others are not looked at."""
+        self.changed: set[str] = set()
+        """Sessions to look at: something about them changed and they may need something."""
+        self.timers = Timers()
+        """When to look at sessions about which nothing changed."""
+        self.idle_limits = Timers()
+        """When open sessions that nobody serves are to be closed, in Unix time."""
+        self.standings = Standings()
+        self.sessions_of: dict[str, set[str]] = {}
+        """By application."""
+        self.executors_of: dict[str, int] = {}
+        """Bindings and promised ones of each application that has any."""
+        self.executors_promised = 0
+        self.promised_on: dict[str, list[Resources]] = {}
+        """What executors will use that are just being bound, by node."""
+        self.coming: dict[str, set[str]] = {}
+        """Keys of bindings whose executors leave or have ended, by application."""
+        self._keys_on: dict[str, set[str]] = {}
+        """Bindings by node, also of nodes that are not known."""
+        self._unclaimed: dict[str, dict[str, BindingRecord]] = {}
+        """Bindings of sessions that are not known."""
+        self._helped: set[str] = set()
+        """Sessions with a reason of their own to wait although they have a standing."""
 
     # ---- feeding
 
@@ -116,79 +80,116 @@ class View:
             self.applications.pop(name, None)
         else:
             self.applications[name] = record
+        for session_id in self.sessions_of.get(name, ()):
+            self.touch(self.sessions[session_id])
 
     def put_session(self, session_id: str, record: SessionRecord | None, revision: int) -> Session | None:
         """Take over a session, or that it is gone; return it."""
-        if record is None:
-            self.sessions.pop(session_id, None)
-            self.active.discard(session_id)
-            return None
         session = self.sessions.get(session_id)
+        if record is None:
+            if session is not None:
+                self._drop_session(session)
+            return None
         if session is None:
-            session = self.sessions[session_id] = Session(record, revision)
-            for key, binding in self.bindings.items():
-                if binding.session == session_id:
-                    session.bindings[key] = binding
-                    self._use(key, binding, 1)
+            session = self.sessions[session_id] = Session(record, revision, self._unclaimed.pop(session_id, {}))
+            self.sessions_of.setdefault(record.application, set()).add(session_id)
+            for key in session.bindings:
+                self._account(key)
         elif revision >= session.revision:
             session.record = record
             session.revision = revision
         self.touch(session)
         return session
 
+    def _drop_session(self, session: Session) -> None:
+        self._forget_standing(session)
+        self._break_promises(session)
+        session_id = session.id
+        del self.sessions[session_id]
+        for timers in (self.timers, self.idle_limits):
+            timers.clear(session_id)
+        self.changed.discard(session_id)
+        self._helped.discard(session_id)
+        of_application = self.sessions_of[session.record.application]
+        of_application.discard(session_id)
+        if not of_application:
+            del self.sessions_of[session.record.application]
+        if session.bindings:
+            self._unclaimed[session_id] = session.bindings
+            for key in session.bindings:
+                self._account(key)
+
     def put_binding(self, key: str, record: BindingRecord | None) -> None:
         """Take over a binding, or that it is gone."""
         old = self.bindings.pop(key, None)
         if old is not None:
-            self._use(key, old, -1)
-            session = self.sessions.get(old.session)
-            if session is not None:
-                session.bindings.pop(key, None)
-                self.touch(session)
-        if record is not None:
-            self.bindings[key] = record
-            self._use(key, record, 1)
-            session = self.sessions.get(record.session)
-            if session is not None:
-                session.bindings[key] = record
-                self.touch(session)
+            self._unlink(key, old)
+        if record is None:
+            return
+        self.bindings[key] = record
+        self._keys_on.setdefault(record.node, set()).add(key)
+        self._count_executors(record.application, 1)
+        session = self.sessions.get(record.session)
+        if session is None:
+            self._unclaimed.setdefault(record.session, {})[key] = record
+        else:
+            session.bindings[key] = record
+            if old is None and record.node in session.promised:
+                self._keep_promise(session, record.node)
+            self.touch(session)
+        self._account(key)
+
+    def _unlink(self, key: str, old: BindingRecord) -> None:
+        self._account(key, old)
+        keys = self._keys_on[old.node]
+        keys.discard(key)
+        if not keys:
+            del self._keys_on[old.node]
+        self._count_executors(old.application, -1)
+        session = self.sessions.get(old.session)
+        if session is not None:
+            session.bindings.pop(key, None)
+            self.touch(session)
+        elif old.session in self._unclaimed:
+            unclaimed = self._unclaimed[old.session]
+            unclaimed.pop(key, None)
+            if not unclaimed:
+                del self._unclaimed[old.session]
 
     def put_executor(self, key: str, record: ExecutorRecord | None, now: float) -> None:
         """Take over an executor, or that it is gone."""
         if record is None:
-            self.executors.pop(key, None)
-            return
-        executor = self.executors.get(key)
-        if executor is None:
-            executor = self.executors[key] = Executor(record, finished_at=now)
-        executor.record = record
-        if not record.idle or record.state is not ExecutorState.BOUND:
-            executor.idle_since = None
-        elif executor.idle_since is None:
-            executor.idle_since = now
-        finished = record.succeeded + record.failed
-        if finished > executor.finished and now > executor.finished_at:
-            executor.rate = (finished - executor.finished) / (now - executor.finished_at)
-        if finished != executor.finished:
-            executor.finished, executor.finished_at = finished, now
-        session = self.sessions.get(record.session)
+            known = self.executors.pop(key, None)
+            session = None if known is None else self.sessions.get(known.record.session)
+        else:
+            executor = self.executors.get(key)
+            if executor is None:
+                executor = self.executors[key] = Executor(record, finished_at=now)
+            executor.take(record, now)
+            session = self.sessions.get(record.session)
+        if key in self.bindings:
+            self._account(key)
         if session is not None:
             self.touch(session)
 
     def put_node(self, name: str, record: NodeRecord | None, now: float) -> None:
         """Take over a node's heartbeat, or that it is gone."""
-        if record is None:
-            self.nodes.pop(name, None)
-            return
         node = self.nodes.get(name)
+        if record is None:
+            if node is not None:
+                del self.nodes[name]
+                self._touch_node(name)
+            return
         if node is None:
             node = self.nodes[name] = Node(record, now)
-            for key, binding in self.bindings.items():
-                if binding.node == name:
-                    self._use(key, binding, 1)
+            for key in self._keys_on.get(name, ()):
+                self._account(key)
+            self._touch_node(name)
         node.record = record
         node.seen_at = now
-        node.state = NODE.next(node.state, NodeEvent.BEAT)
+        before, node.state = node.state, NODE.next(node.state, NodeEvent.BEAT)
+        if before is NodeState.NOT_READY:
+            self._touch_node(name)
 
     def age_nodes(self, now: float, *, give_up: bool = True) -> bool:
         """Judge nodes by when they were last heard of; tell whether any judgement changed.
@@ -196,13 +197,14 @@ class View:
         Without ``give_up`` none is given up, however long it has been silent.
         """
         changed = False
-        for node in self.nodes.values():
+        for name, node in self.nodes.items():
             silent_s = now - node.seen_at
             if node.state is NodeState.READY and silent_s > defaults.NODE_UNKNOWN_S:
                 node.state = NODE.next(node.state, NodeEvent.MISSED)
                 changed = True
             if give_up and node.state is NodeState.UNKNOWN and silent_s > defaults.NODE_GIVEN_UP_S:
                 node.state = NODE.next(node.state, NodeEvent.GIVEN_UP)
+                self._touch_node(name)
                 changed = True
         return changed
 
@@ -220,25 +222,134 @@ class View:
             node.seen_at = now
 
     def touch(self, session: Session) -> None:
-        """Keep `active` exact for one session."""
-        if session.bindings or session.demand or session.unsettled or self.least(session) > 0:
-            self.active.add(session.id)
+        """Take note that something about a session changed that was set on it directly."""
+        session_id = session.id
+        self._forget_standing(session)
+        self.timers.clear(session_id)
+        self.idle_limits.set(session_id, self.idle_limit(session))
+        if session.bindings or session.demand or session.unsettled or session.waits_for or self.least(session) > 0:
+            self.changed.add(session_id)
         else:
-            self.active.discard(session.id)
+            self.changed.discard(session_id)
+
+    # ---- what becomes of plans
+
+    def planned(self, decided: Plan) -> list[Session]:
+        """Take note of a plan that is about to be carried out; return the sessions that wait for something else now."""
+        reasons = {name: "" for name in decided.looked_at if not self.sessions[name].busy}
+        for session_id in decided.looked_at:
+            self.changed.discard(session_id)
+            self.timers.clear(session_id)
+            session = self.sessions[session_id]
+            self._forget_standing(session)
+            if session.busy:
+                self.idle_limits.clear(session_id)
+        for session_id, at in decided.timers.items():
+            self.timers.set(session_id, at)
+        for standing in decided.standings:
+            self.sessions[standing.session].standing = standing
+            self.standings.adopt(standing)
+        for step in decided.steps:
+            self.begin(self.sessions[step.session], step.bind)
+            if step.look:
+                self.sessions[step.session].look_from = decided.made_at + LOOK_AGAIN_S
+        return self._note_waits(decided, reasons)
+
+    def done(self, session_id: str) -> None:
+        """Take note that nothing is being done about a session any more: it is looked at again."""
+        session = self.sessions.get(session_id)
+        if session is not None:
+            session.busy = False
+            self._break_promises(session)
+            self.touch(session)
+
+    def begin(self, session: Session, nodes: list[str]) -> None:
+        """Take note that a step is being carried out which binds executors to ``nodes``."""
+        self._forget_standing(session)
+        self.changed.discard(session.id)
+        self.timers.clear(session.id)
+        self.idle_limits.clear(session.id)
+        session.busy = True
+        for name in nodes:
+            session.promised.append(name)
+            self.promised_on.setdefault(name, []).append(session.record.options.resources)
+        self._count_executors(session.record.application, len(nodes))
+        self.executors_promised += len(nodes)
+
+    def _break_promises(self, session: Session) -> None:
+        for name in tuple(session.promised):
+            self._keep_promise(session, name)
+
+    def _keep_promise(self, session: Session, name: str) -> None:
+        session.promised.remove(name)
+        self._count_executors(session.record.application, -1)
+        self.executors_promised -= 1
+        on_node = self.promised_on[name]
+        on_node.remove(session.record.options.resources)
+        if not on_node:
+            del self.promised_on[name]
+
+    def _note_waits(self, decided: Plan, reasons: dict[str, str]) -> list[Session]:
+        """Keep the reasons of sessions to wait; ``reasons`` has those that were looked at, without any."""
+        reasons.update((step.session, "") for step in decided.steps if step.bind)
+        lanes = self.standings.lanes
+        for key, reason in decided.lane_waits.items():
+            lane = lanes.get(key)
+            if lane is not None and lane.waits != reason:
+                lane.waits = reason
+                reasons.update((standing.session, reason) for standing in lane.standings())
+        for name in self._helped:
+            session = self.sessions[name]
+            if session.standing is not None and name not in reasons:
+                reasons[name] = lanes[session.standing.lane].waits if session.standing.lacks else ""
+        reasons.update(decided.waits)
+        self._helped = {name for name in decided.waits if self.sessions[name].standing is not None}
+        found = []
+        for name, reason in reasons.items():
+            session = self.sessions[name]
+            if session.waits_for != reason:
+                session.waits_for = reason
+                found.append(session)
+        return found
 
     # ---- reading
+
+    def due(self, now: float) -> list[str]:
+        """Return the sessions to look at."""
+        due = set(self.timers.due(now))
+        due.update(self.idle_limits.due(now + self.wall_ahead_s))
+        due |= self.changed
+        return list(due)
+
+    def next_due(self, now: float) -> float:
+        """Return when sessions are to be looked at next, besides those that are now."""
+        wall = now + self.wall_ahead_s
+        idle = self.idle_limits.first_after(wall)
+        return min(self.timers.first_after(now), idle - self.wall_ahead_s if idle < math.inf else math.inf)
 
     def spec_of(self, session: Session) -> ApplicationSpec:
         """Return what the session's application says."""
         application = self.applications.get(session.record.application)
         return NO_APPLICATION if application is None else application.spec
 
+    def idle_limit(self, session: Session) -> float:
+        """Return when, in Unix time, a session is closed for want of tasks if none comes; infinity: never."""
+        record = session.record
+        if record.state is not SessionState.OPEN or session.bindings or session.busy:
+            return math.inf
+        if session.demand or session.holds_tasks:
+            return math.inf
+        own = record.options.idle_timeout_s
+        timeout_s = self.spec_of(session).idle_timeout_s if own is None else own
+        return max(record.created, record.idle_since) + timeout_s if timeout_s > 0 else math.inf
+
     def least(self, session: Session) -> int:
         """Return how many executors an open session has even with nothing to do."""
         if session.record.state is not SessionState.OPEN:
             return 0
         own = session.record.options.min_instances
-        return min(self.most(session), self.spec_of(session).min_instances if own is None else own)
+        least = self.spec_of(session).min_instances if own is None else own
+        return min(self.most(session), least) if least else 0
 
     def most(self, session: Session) -> int:
         """Return how many executors a session may have.
@@ -252,18 +363,56 @@ class View:
         own = session.record.options.max_instances
         return limit if own is None else min(own, limit)
 
+    def weight(self, session: Session) -> float:
+        """Return a session's part in relation to others'."""
+        own = session.record.options.weight
+        return self.spec_of(session).weight if own is None else own
+
     def request_of(self, session_id: str) -> Resources:
         """Return what one executor of a session needs."""
         session = self.sessions.get(session_id)
         return defaults.RESOURCES if session is None else session.record.options.resources
 
-    def _use(self, key: str, binding: BindingRecord, sign: int) -> None:
+    # ---- indexes
+
+    def _touch_node(self, name: str) -> None:
+        """Look at every session that has an executor on a node."""
+        for key in self._keys_on.get(name, ()):
+            session = self.sessions.get(self.bindings[key].session)
+            if session is not None:
+                self.touch(session)
+
+    def _forget_standing(self, session: Session) -> None:
+        if session.standing is not None:
+            self.standings.forget(session.standing)
+            session.standing = None
+
+    def _count_executors(self, application: str, change: int) -> None:
+        count = self.executors_of.get(application, 0) + change
+        if count:
+            self.executors_of[application] = count
+        else:
+            self.executors_of.pop(application, None)
+
+    def _account(self, key: str, gone: BindingRecord | None = None) -> None:
+        """Keep what is known of one binding's place, also when it has just ``gone``."""
+        binding = gone or self.bindings[key]
+        session, executor = self.sessions.get(binding.session), self.executors.get(key)
+        leaves = binding.leave or (executor is not None and executor.record.state is ExecutorState.RELEASED)
+        coming = self.coming.get(binding.application)
+        if leaves and gone is None:
+            self.coming.setdefault(binding.application, set()).add(key)
+        elif coming is not None and key in coming:
+            coming.remove(key)
+            if not coming:
+                del self.coming[binding.application]
         node = self.nodes.get(binding.node)
         if node is None:
             return
-        # What was added is taken away again, whatever has become known of the session meanwhile.
-        before = node.bindings.pop(key, NOTHING)
-        if sign > 0:
-            node.bindings[key] = self.request_of(binding.session)
-        after = node.bindings.get(key, NOTHING)
-        node.used = node.used.minus(before).plus(after) if node.bindings else NOTHING
+        node.remove(key)
+        if gone is not None:
+            return
+        uses = binding.resources
+        if session is not None and uses == defaults.RESOURCES:  # older records don't say it
+            uses = session.record.options.resources
+        node.place(key, uses, COMING if session is None or leaves else session.record.options.priority)

@@ -42,6 +42,17 @@ def test_the_base_environment_is_small_and_finds_our_own_programs_first() -> Non
     assert base_environment({}, "/venv/bin/python")["PATH"].endswith(":/usr/bin:/bin")
 
 
+def test_an_executor_that_starts_elsewhere_finds_the_files_that_its_manager_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    base = base_environment({"FLAME_TLS_CA": "ca.pem", "FLAME_CREDENTIALS": "/me.creds", "FLAME_TLS_KEY": ""})
+    assert {name: value for name, value in base.items() if name.startswith("FLAME_")} == {
+        "FLAME_TLS_CA": str(tmp_path / "ca.pem"),
+        "FLAME_CREDENTIALS": "/me.creds",
+    }
+
+
 def test_an_application_adds_variables_but_can_not_take_another_identity(tmp_path: Path) -> None:
     launch = plan(
         tmp_path,

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 
 from flame.errors import IllegalTransition
+from flame.protocol.codes import ReasonCode
 from flame.protocol.messages import ExecutorReport, TaskFault
 from flame.protocol.records import BindingRecord
 from flame.protocol.states import ExecutorState
 from flame_services.executor_manager import reasons
 from flame_services.executor_manager.life import GO_S, SILENT_S, Life, Limits, notable
+from flame_services.executor_manager.reasons import Reason
 
 BINDING = BindingRecord(
     executor="e1", node="n1", application="app", session="s1", epoch=3, consumer="s1-3", created=1.0
@@ -53,12 +55,16 @@ def life_in(state: ExecutorState) -> Life:
     return life
 
 
+def because(text: str) -> Reason:
+    return Reason(ReasonCode.STUCK, text)
+
+
 def told(life: Life) -> list[ExecutorState]:
     return [record.state for record in life.take_changes()]
 
 
 def limit(life: Life) -> tuple[float, str] | None:
-    return None if life.deadline is None else (life.deadline.after_s, life.deadline.cause)
+    return None if life.deadline is None else (life.deadline.after_s, life.deadline.cause.text)
 
 
 class TestInOrder:
@@ -235,7 +241,7 @@ class TestTheEnd:
         assert life.leaving
         assert not life.must_be_reminded
         assert limit(life) == (GO_S, "did not end after it had failed to enter")
-        life.give_up("did not end after it had failed to enter")
+        life.give_up(because("did not end after it had failed to enter"))
         life.end(-9, "noise", 9.0)
         assert life.record.reason == "ValueError: no key\nTraceback:\nValueError: no key"
         assert (life.record.clean, life.record.entered) == (False, False)
@@ -249,22 +255,22 @@ class TestTheEnd:
 
     def test_by_our_limit_tells_which_and_the_last_words(self) -> None:
         life = life_in(ExecutorState.STARTING)
-        life.give_up("not ready within 60 s")
-        life.give_up("something later")
+        life.give_up(because("not ready within 60 s"))
+        life.give_up(because("something later"))
         life.end(-15, "warming up", 9.0)
         assert life.record.reason == "not ready within 60 s; the end of its stderr:\nwarming up"
         assert not life.record.clean
 
     def test_by_our_limit_is_not_made_good_by_leaving_afterwards(self) -> None:
         life = life_in(BINDING_STATE)
-        life.give_up("on_session_enter took longer than 300 s")
+        life.give_up(because("on_session_enter took longer than 300 s"))
         life.hear(report(RELEASED), 8.0)
         life.end(0, "", 9.0)
         assert (life.record.clean, life.record.reason) == (False, "on_session_enter took longer than 300 s")
 
     def test_that_is_nobodys_fault_is_made_good_by_leaving_afterwards(self) -> None:
         life = life_in(BOUND)
-        life.give_up("the executor manager was stopped", blameless=True)
+        life.give_up(because("the executor manager was stopped"), blameless=True)
         life.hear(report(RELEASED), 8.0)
         life.end(0, "", 9.0)
         assert (life.record.clean, life.record.reason) == (True, "")
@@ -274,14 +280,14 @@ class TestTheEnd:
     )
     def test_that_is_nobodys_fault_is_clean_if_nothing_was_entered(self, state: ExecutorState, clean: bool) -> None:
         life = life_in(state)
-        life.give_up("the executor manager was stopped", blameless=True)
+        life.give_up(because("the executor manager was stopped"), blameless=True)
         life.end(-15, "noise", 9.0)
         assert (life.record.clean, life.record.reason) == (clean, "the executor manager was stopped")
 
     def test_after_having_left_is_clean_however_it_comes(self) -> None:
         life = life_in(UNBINDING)
         life.hear(report(RELEASED), 5.0)
-        life.give_up("did not end after it had left")
+        life.give_up(because("did not end after it had left"))
         life.end(-9, "noise", 9.0)
         assert (life.record.clean, life.record.reason) == (True, "")
 

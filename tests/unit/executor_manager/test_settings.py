@@ -80,6 +80,9 @@ def test_a_folder_that_can_not_be_made_is_named(tmp_path: Path) -> None:
 
 
 async def test_a_sessions_folder_stays_until_the_last_has_left(folder: WorkFolder) -> None:
+    path = folder.enter_session("s0")
+    folder.leave_session("s0")
+    assert not path.exists()
     path = folder.enter_session("s1")
     assert folder.enter_session("s1") == path
     (path / "file").touch()
@@ -99,8 +102,10 @@ def test_notes_of_processes_survive_their_writer(folder: WorkFolder) -> None:
     notes = [ProcessNote("e1", 1, "boot 5"), ProcessNote("e2", 2, "boot 6")]
     for note in notes:
         folder.note_process(note)
+    folder.note_process(ProcessNote("e2", 3, "boot 7"))
+    folder.note_process(notes[1])
     (folder.path / "executors" / "e3").write_text("{")
-    (folder.path / "executors" / "e4.new").write_text('{"pid": 1, "identity": "x"}')
+    (folder.path / "executors" / "e4").symlink_to("elsewhere")
     folder.release()
     later = WorkFolder(folder.path)
     later.claim()

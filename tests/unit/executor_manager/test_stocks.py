@@ -14,6 +14,7 @@ from flame.protocol.records import ApplicationRecord, ApplicationSpec
 from flame.protocol.states import ApplicationState, ExecutorState
 from flame_services.executor_manager.assignment import Registered
 from flame_services.executor_manager.berth import Berths
+from flame_services.executor_manager.gpus import Gpus
 from flame_services.executor_manager.settings import ManagerSettings
 from flame_services.executor_manager.stock import ASKED_FOR, BACKOFF_FIRST_S, NO_TEMPLATE_NOW
 from flame_services.executor_manager.stocks import GONE, STOPPING, Stocks
@@ -32,7 +33,7 @@ def entry(record: ApplicationRecord | None, revision: int) -> Entry:
 async def stocks(tmp_path: Path) -> AsyncIterator[Stocks]:
     folder = WorkFolder(tmp_path)
     folder.claim()
-    made = Stocks(Berths("node", ManagerSettings(node="node", work_dir=tmp_path), folder))
+    made = Stocks(Berths("node", ManagerSettings(node="node", work_dir=tmp_path), folder, Gpus(())))
     yield made
     await made.stop()
     folder.release()

@@ -1,0 +1,266 @@
+"""The event loop behind the synchronous API: one for a process, in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from flame.cancel import end_tasks
+from flame.errors import BrokerUnavailable, FlameError, WrongThread
+from flame.sync.callbacks import Callbacks
+
+if TYPE_CHECKING:
+    from flame.client.connection import Connection
+    from flame.sync.task import TaskHandle
+
+T = TypeVar("T")
+
+NAME: Final = "flame-sync"
+STOP_S: Final = 10.0
+"""How long an end waits for connections to be closed."""
+CALLBACK_S: Final = 2.0
+"""How long an end waits for callbacks that are being made."""
+
+
+class Background:
+    """A thread with an event loop, in which everything of the synchronous API happens."""
+
+    def __init__(self) -> None:
+        """Start it, and return when the loop runs."""
+        self.callbacks = Callbacks()
+        """Where the program's own functions are called."""
+        self.outstanding: set[TaskHandle] = set()
+        """Tasks whose ends have not been heard of."""
+        self._calls: set[Future[Any]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._connections: set[Connection] = set()
+        self._ended = False
+        self._forked = False
+        started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+        self._thread = threading.Thread(target=self._serve, args=(started,), name=NAME, daemon=True)
+        self._thread.start()
+        self._loop, self._stopping = started.result()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing can be asked or heard any more."""
+        return self._ended or self._forked
+
+    # ---- for callers, on their threads
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the background and return what it returns; raises also as `begin`.
+
+        An exception that arrives at the waiting thread, as that of Ctrl-C does, cancels the coroutine and is raised at
+        once.
+        """
+        return self.wait(self.begin(coroutine))
+
+    def begin(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Begin a coroutine in the background, to be waited for with `wait`.
+
+        Raises:
+            WrongThread: This is the background: it would wait for itself.
+            BrokerUnavailable: It has ended, or belongs to the process that this one was forked from.
+        """
+        try:
+            self.check()
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        except FlameError:
+            coroutine.close()
+            raise
+        except RuntimeError:  # the loop has just been closed
+            coroutine.close()
+            raise self._gone() from None
+        self._calls.add(future)
+        if self._ended:  # and may not have seen this call
+            future.cancel()
+            coroutine.close()
+        return future
+
+    def wait(self, future: Future[T]) -> T:
+        """Return what a coroutine that was begun returns."""
+        try:
+            return future.result()
+        except CancelledError:
+            raise self._gone() from None
+        finally:
+            self.give_up(future)
+
+    def give_up(self, future: Future[Any]) -> None:
+        """Cancel a coroutine that was begun, unless it has ended."""
+        future.cancel()
+        self._calls.discard(future)
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Call a function in the background and return what it returns; raises as `run`."""
+
+        async def called() -> T:
+            return function()
+
+        return self.run(called())
+
+    def post(self, function: Callable[..., object], *arguments: object) -> None:
+        """Have a function called in the background, if that goes on, and don't wait. May be called from anywhere."""
+        if not self._forked:
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(function, *arguments)
+
+    def check(self) -> None:
+        """Raise what `run` would."""
+        if self._forked or self._ended:
+            raise self._gone()
+        if self.is_here():
+            raise WrongThread(
+                "flame.sync was called from its own background thread, which would wait for itself:"
+                " use the asynchronous API in coroutines, or call from another thread"
+            )
+
+    def is_here(self) -> bool:
+        """Whether this is the background's thread."""
+        return threading.current_thread() is self._thread
+
+    def _gone(self) -> BrokerUnavailable:
+        if self._forked:
+            return BrokerUnavailable(
+                "this was made before the process was forked, and what answers it lives in the parent:"
+                " connect again in this process"
+            )
+        return BrokerUnavailable("flame.sync was closed: connect again")
+
+    def stop(self) -> None:
+        """Close every connection and end the thread. Idempotent."""
+        if self._forked:
+            return
+        if self.is_here():
+            self.check()
+        self.post(self._stopping.set)
+        self._thread.join(STOP_S)
+        self.callbacks.stop(CALLBACK_S)
+
+    def stop_at_exit(self) -> None:
+        """End as `stop` does, but make no more calls of the program's: it has ended."""
+        self.callbacks.drop()
+        self.stop()
+
+    def forget_after_fork(self) -> None:
+        """Note that this is another process: the thread is not here, and nothing of the loop may be touched."""
+        self._forked = True
+        outstanding, self.outstanding = self.outstanding, set()
+        for handle in outstanding:
+            handle.lose_by_fork(self._gone())
+
+    # ---- in the background
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the end has begun."""
+        return self._stopping.is_set()
+
+    def keep(self, connection: Connection) -> None:
+        """Close a connection at the end."""
+        self._connections.add(connection)
+
+    def forget(self, connection: Connection) -> None:
+        """Drop a connection that was closed."""
+        self._connections.discard(connection)
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a coroutine that ends by itself or with the background."""
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _serve(self, started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]) -> None:
+        try:
+            with asyncio.Runner() as runner:
+                runner.run(self._main(started))
+        except BaseException as error:
+            if started.done():
+                raise
+            started.set_exception(error)
+        finally:
+            self._end()
+
+    async def _main(self, started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]) -> None:
+        loop = asyncio.get_running_loop()
+        stopping = asyncio.Event()
+        started.set_result((loop, stopping))
+        await stopping.wait()
+        for call in tuple(self._calls):
+            call.cancel()
+        await end_tasks(self._tasks)
+        for connection in tuple(self._connections):
+            with suppress(FlameError):
+                await connection.close()
+        await loop.shutdown_asyncgens()  # the default connection is closed by its own
+
+    def _end(self) -> None:
+        self._ended = True
+        for call in tuple(self._calls):
+            call.cancel()
+        for handle in tuple(self.outstanding):
+            handle.lose(self._gone())
+
+
+class _Process:
+    """What a process has of it."""
+
+    def __init__(self) -> None:
+        self._starting = threading.Lock()
+        self._background: Background | None = None
+        self._left: list[Background] = []
+        """Those of the processes before this one: kept, since even their destruction would touch what is shared."""
+
+    def background(self) -> Background:
+        current = self._background
+        if current is None or current.ended:
+            with self._starting:
+                current = self._background
+                if current is None or current.ended:
+                    current = self._background = Background()
+        return current
+
+    def close(self) -> None:
+        current, self._background = self._background, None
+        if current is not None:
+            current.stop()
+
+    def at_exit(self) -> None:
+        if self._background is not None:
+            self._background.stop_at_exit()
+
+    def after_fork(self) -> None:
+        self._starting = threading.Lock()
+        current, self._background = self._background, None
+        if current is not None:
+            self._left.append(current)
+            current.forget_after_fork()
+
+
+_process = _Process()
+
+
+def background() -> Background:
+    """Return the process's background, started if need be."""
+    return _process.background()
+
+
+def close() -> None:
+    """Close every connection that was made with `flame.sync`, and end its threads; the next call starts them anew.
+
+    Sessions stay open in the cluster; what waits for tasks gets an error. A program need not call it: its end does the
+    same.
+    """
+    _process.close()
+
+
+atexit.register(_process.at_exit)
+os.register_at_fork(after_in_child=_process.after_fork)

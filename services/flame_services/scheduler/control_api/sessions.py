@@ -1,0 +1,169 @@
+"""The verbs about sessions."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Final
+
+from flame.broker.errors import RevisionConflict
+from flame.broker.seam import Broker
+from flame.errors import (
+    ApplicationDisabled,
+    PayloadTooLarge,
+    SessionExists,
+    SessionFailed,
+    SessionNotFound,
+    SessionNotOpen,
+    SpecMismatch,
+)
+from flame.protocol import defaults, subjects
+from flame.protocol.api import (
+    CloseSession,
+    CreateSession,
+    ListSessions,
+    Named,
+    OpenSession,
+    SessionInfo,
+    SessionPage,
+)
+from flame.protocol.ids import mint_session_id
+from flame.protocol.records import SessionRecord
+from flame.protocol.states import ApplicationState, SessionState
+from flame.protocol.subjects import check_token
+from flame_services.scheduler.closing import close_session
+from flame_services.scheduler.control_api.applications import Applications
+from flame_services.scheduler.control_api.paging import page
+from flame_services.scheduler.counts import count_tasks
+from flame_services.scheduler.store import Store
+from flame_services.scheduler.view import Session, View
+
+_MINT_ATTEMPTS: Final = 8
+
+
+class Sessions:
+    """Opens and ends sessions, and answers from the view."""
+
+    def __init__(self, broker: Broker, view: View, store: Store, applications: Applications) -> None:
+        """Write through ``store``."""
+        self._broker = broker
+        self._view = view
+        self._store = store
+        self._applications = applications
+
+    async def create_session(self, request: CreateSession) -> SessionRecord:
+        """Open a new session."""
+        application = await self._applications.known(request.application)
+        if application.state is not ApplicationState.ENABLED:
+            raise ApplicationDisabled(f"application {application.name} is disabled: it takes no new sessions")
+        if len(request.common_data) > defaults.INLINE_LIMIT_BYTES:
+            raise PayloadTooLarge(
+                f"common_data of {len(request.common_data)} bytes: the limit is {defaults.INLINE_LIMIT_BYTES}"
+            )
+        if request.id is not None:
+            check_token("session", request.id)
+        key = await self._keep_common_data(request)
+        for _ in range(1 if request.id is not None else _MINT_ATTEMPTS):
+            session_id = request.id or mint_session_id(application.name)
+            record = SessionRecord(
+                id=session_id,
+                application=application.name,
+                options=request.options,
+                created=time.time(),
+                common_data_key=key,
+            )
+            try:
+                await self._store.sessions.create(session_id, record)
+            except RevisionConflict:
+                continue
+            return record
+        if key:
+            await self._store.common_data.delete(key)
+        raise SessionExists(
+            f"session {request.id} exists, or did and its results have not aged out; open it, or choose another id"
+        )
+
+    async def _keep_common_data(self, request: CreateSession) -> str:
+        """Keep common data under a key of its own, before the session that names it can be seen."""
+        if not request.common_data:
+            return ""
+        key = subjects.common_data_key(request.application, secrets.token_hex(8))
+        await self._store.common_data.create(key, request.common_data)
+        return key
+
+    async def open_session(self, request: OpenSession) -> SessionRecord:
+        """Return an open session, which may be created if it doesn't exist."""
+        check_token("session", request.id)
+        found = await self._store.sessions.get(request.id)
+        if found is None:
+            if request.create is None:
+                raise _no_session(request.id)
+            try:
+                return await self.create_session(request.create.model_copy(update={"id": request.id}))
+            except SessionExists:  # somebody else was quicker
+                found = await self._store.sessions.get(request.id)
+                if found is None:
+                    raise  # it exists, but can't be read
+        record = found[0]
+        if record.state is SessionState.FAILED:
+            raise SessionFailed(f"session {record.id} failed: {record.reason}")
+        if record.state is not SessionState.OPEN:
+            raise SessionNotOpen(f"session {record.id} is {record.state.value}; create another")
+        if request.create is not None:
+            await self._check_same(record, request.create)
+        return record
+
+    async def _check_same(self, record: SessionRecord, wanted: CreateSession) -> None:
+        differs = []
+        if wanted.application != record.application:
+            differs.append(f"application is {record.application}, not {wanted.application}")
+        have = record.options.model_dump()
+        want = wanted.options.model_dump()
+        differs.extend(f"{name} is {have[name]}, not {want[name]}" for name in have if have[name] != want[name])
+        if not differs:
+            kept = await self._store.common_data.get(record.common_data_key) if record.common_data_key else None
+            if (kept.value if kept is not None else b"") != wanted.common_data:
+                differs.append("common_data is another")
+        if differs:
+            raise SpecMismatch(f"session {record.id} is open with another specification: {'; '.join(differs)}")
+
+    async def get_session(self, request: Named) -> SessionInfo:
+        """Return one session with its counts."""
+        session = await self.known(request.name)
+        return (await count_tasks(self._broker, self._view, [session]))[0]
+
+    async def list_sessions(self, request: ListSessions) -> SessionPage:
+        """Return some sessions with their counts."""
+
+        def wanted(record: SessionRecord) -> bool:
+            return (
+                request.application in (None, record.application)
+                and request.state in (None, record.state)
+                and request.labels.items() <= record.options.labels.items()
+            )
+
+        chosen = (name for name, session in self._view.sessions.items() if wanted(session.record))
+        names, more = page(chosen, request)
+        items = await count_tasks(self._broker, self._view, [self._view.sessions[name] for name in names])
+        return SessionPage(items=tuple(items), more=more)
+
+    async def close_session(self, request: CloseSession) -> SessionRecord:
+        """Begin to end a session."""
+        record = await close_session(self._store, check_token("session", request.id), request.mode)
+        if record is None:
+            raise _no_session(request.id)
+        return record
+
+    async def known(self, session_id: str) -> Session:
+        """Return a session that the view need not have heard of yet."""
+        known = self._view.sessions.get(check_token("session", session_id))
+        if known is not None:
+            return known
+        found = await self._store.sessions.get(session_id)
+        if found is None:
+            raise _no_session(session_id)
+        return Session(*found)
+
+
+def _no_session(session_id: str) -> SessionNotFound:
+    return SessionNotFound(f"session {session_id} is not known; `flmctl list -s` shows those that are")
