@@ -122,10 +122,26 @@ async def subscribe(nc: Client, subject: str, handler: Handler) -> Subscription:
     early: asyncio.Queue[Any] = subscription._pending_queue
     direct: Any = _Direct(handler)
     subscription._pending_queue = direct
+    subscription._message_iterator = None  # it would keep the queue
     while not early.empty():
         msg = early.get_nowait()
         handler(msg.subject.encode(), msg.reply.encode(), msg.data, b"")
     return subscription
+
+
+async def first(nc: Client, subject: str) -> tuple[asyncio.Future[bytes], Subscription]:
+    """Return a future that brings the data of the first message from now on; until then it takes little room."""
+    future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    def bring(_subject: bytes, _reply: bytes, data: bytes, _headers: bytes) -> None:
+        if not future.done():
+            future.set_result(data)
+        nc._remove_sub(subscription._id)  # the server has ended it: it is not to be asked for after a reconnect
+
+    subscription = await subscribe(nc, subject, bring)
+    if not future.done():
+        await subscription.unsubscribe(1)
+    return future, subscription
 
 
 def status_of(headers: bytes) -> str:

@@ -234,22 +234,9 @@ class JetStreamBroker:
 
     async def first(self, subject: str) -> tuple[asyncio.Future[bytes], Subscription]:
         """See `flame.broker.seam.Broker.first`."""
-        loop = asyncio.get_running_loop()
-        message: asyncio.Future[Any] = loop.create_future()
-        future: asyncio.Future[bytes] = loop.create_future()
-
-        def bring(_: asyncio.Future[Any]) -> None:
-            if message.cancelled():
-                future.cancel()
-            elif not future.done():
-                future.set_result(message.result().data)
-
-        message.add_done_callback(bring)
-        # A subscription with a future has no task of its own.
-        subscription = await self._subscribe(subject, future=message, max_msgs=1)
         try:
-            await subscription.unsubscribe(1)
-        except nats_errors.Error as error:
+            future, subscription = await fast.first(self._nc, subject)
+        except (nats_errors.Error, OSError) as error:
             raise map_client_error(f"subscribe to {subject}", error) from error
         return future, _Subscription(subscription)
 

@@ -7,8 +7,9 @@ import atexit
 import os
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from flame.cancel import end_tasks
@@ -27,6 +28,8 @@ STOP_S: Final = 10.0
 CALLBACK_S: Final = 2.0
 """How long an end waits for callbacks that are being made."""
 
+_NOT_THERE: Final = object()
+
 
 class Background:
     """A thread with an event loop, in which everything of the synchronous API happens."""
@@ -37,9 +40,12 @@ class Background:
         """Where the program's own functions are called."""
         self.outstanding: set[TaskHandle] = set()
         """Tasks whose ends have not been heard of."""
-        self._calls: set[Future[Any]] = set()
+        self._calls: dict[Future[Any], asyncio.Task[Any] | None] = {}
+        """What is waited for, and what works on it."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._connections: set[Connection] = set()
+        self.silent = False
+        """The program has ended: no thread of it is told anything any more, since those that still wait are daemons."""
         self._ended = False
         self._forked = False
         started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
@@ -69,34 +75,36 @@ class Background:
             WrongThread: This is the background: it would wait for itself.
             BrokerUnavailable: It has ended, or belongs to the process that this one was forked from.
         """
+        future: Future[T] = Future()
         try:
             self.check()
-            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+            self._calls[future] = None
+            self._loop.call_soon_threadsafe(self._begin, coroutine, future)
         except FlameError:
             coroutine.close()
             raise
         except RuntimeError:  # the loop has just been closed
+            self._calls.pop(future, None)
             coroutine.close()
             raise self._gone() from None
-        self._calls.add(future)
-        if self._ended:  # and may not have seen this call
-            future.cancel()
+        if self._ended and self._calls.pop(future, _NOT_THERE) is not _NOT_THERE:  # nobody will answer
             coroutine.close()
+            raise self._gone()
         return future
 
     def wait(self, future: Future[T]) -> T:
         """Return what a coroutine that was begun returns."""
         try:
             return future.result()
-        except CancelledError:
-            raise self._gone() from None
-        finally:
-            self.give_up(future)
+        except BaseException:
+            self.give_up(future)  # without effect unless the waiting was interrupted
+            raise
 
     def give_up(self, future: Future[Any]) -> None:
         """Cancel a coroutine that was begun, unless it has ended."""
-        future.cancel()
-        self._calls.discard(future)
+        task = self._calls.pop(future, None)
+        if task is not None:
+            self.post(task.cancel)
 
     def call(self, function: Callable[[], T]) -> T:
         """Call a function in the background and return what it returns; raises as `run`."""
@@ -145,7 +153,8 @@ class Background:
         self.callbacks.stop(CALLBACK_S)
 
     def stop_at_exit(self) -> None:
-        """End as `stop` does, but make no more calls of the program's: it has ended."""
+        """End as `stop` does, but tell nobody."""
+        self.silent = True
         self.callbacks.drop()
         self.stop()
 
@@ -171,6 +180,22 @@ class Background:
         """Drop a connection that was closed."""
         self._connections.discard(connection)
 
+    def _begin(self, coroutine: Coroutine[Any, Any, T], future: Future[T]) -> None:
+        if future not in self._calls:  # it was given up
+            coroutine.close()
+            return
+        task = self._calls[future] = self._loop.create_task(coroutine)
+        task.add_done_callback(partial(self._answer, future))
+
+    def _answer(self, future: Future[T], task: asyncio.Task[T]) -> None:
+        error = self._gone() if task.cancelled() else task.exception()
+        if self._calls.pop(future, None) is None or self.silent:
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(task.result())
+
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a coroutine that ends by itself or with the background."""
         task = self._loop.create_task(coroutine)
@@ -194,9 +219,7 @@ class Background:
         stopping = asyncio.Event()
         started.set_result((loop, stopping))
         await stopping.wait()
-        for call in tuple(self._calls):
-            call.cancel()
-        await end_tasks(self._tasks)
+        await end_tasks([*self._tasks, *(task for task in self._calls.values() if task is not None)])
         for connection in tuple(self._connections):
             with suppress(FlameError):
                 await connection.close()
@@ -204,8 +227,11 @@ class Background:
 
     def _end(self) -> None:
         self._ended = True
+        if self.silent:
+            return
         for call in tuple(self._calls):
-            call.cancel()
+            if self._calls.pop(call, _NOT_THERE) is not _NOT_THERE:
+                call.set_exception(self._gone())
         for handle in tuple(self.outstanding):
             handle.lose(self._gone())
 

@@ -99,7 +99,8 @@ class _Pump(Generic[T]):
         except Exception as failure:  # noqa: BLE001  # raised where items are asked for
             error = failure
         finally:
-            put(_End(error))
+            if not self._background.silent:
+                put(_End(error))
 
     async def _wait_for_room(self, count: int) -> None:
         self._room.clear()

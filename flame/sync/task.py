@@ -140,6 +140,8 @@ class TaskHandle(Future[Task]):
     def _settle(self, future: asyncio.Future[Task]) -> None:
         self._background.outstanding.discard(self)
         error = future.exception()
+        if self._background.silent:
+            return
         with suppress(InvalidStateError):  # it was given up
             if error is not None:
                 self.set_exception(error)

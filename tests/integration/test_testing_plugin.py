@@ -12,7 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from flame.testing import MemoryCluster, VirtualClock
 from tests.support.cluster import eventually, processes_of
+
+pytest_plugins = ["pytester"]
+assert MemoryCluster, VirtualClock  # loaded here, once: pytester forgets what a run in this process has loaded
 
 SCOPE = "asyncio_default_fixture_loop_scope = function\n"
 """What pytest-asyncio warns about if nobody says it."""
@@ -35,25 +39,38 @@ class Agent(flame.FlameService):
 """
 
 
-def command(*arguments: str) -> list[str]:
-    """A run of pytest that treats every warning as an error."""
+def options(*more: str) -> list[str]:
+    """Those of a run of pytest that treats every warning as an error."""
     known = any(point.value == "flame.testing.plugin" for point in entry_points(group="pytest11"))
     plugin = () if known else ("-p", "flame.testing.plugin")  # an environment that was made before there was one
     strict = ("-W", "error", "--strict-markers", "--strict-config", "-p", "no:cacheprovider", "-p", "no:xdist")
-    return [sys.executable, "-m", "pytest", "-ra", *strict, *plugin, *arguments]
+    return ["-ra", *strict, *plugin, *more]
 
 
-def run(folder: Path, *arguments: str, mode: str = "auto") -> subprocess.CompletedProcess[str]:
-    """Run a folder's tests."""
-    (folder / "pytest.ini").write_text(f"[pytest]\nasyncio_mode = {mode}\n{SCOPE}")
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a folder's tests in a process of their own."""
+    (folder / "pytest.ini").write_text(f"[pytest]\nasyncio_mode = auto\n{SCOPE}")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "FLAME"))}
     return subprocess.run(
-        command(*arguments), cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-m", "pytest", *options(*arguments)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
 
 
 def write(folder: Path, tests: str) -> None:
     (folder / "test_agent.py").write_text(AGENT + "\n\n" + tests)
+
+
+def run_here(pytester: pytest.Pytester, tests: str, *arguments: str, mode: str = "auto") -> pytest.RunResult:
+    """Run tests in this process, which is faster."""
+    pytester.makeini(f"[pytest]\nasyncio_mode = {mode}\n{SCOPE}")
+    write(pytester.path, tests)
+    return pytester.runpytest_inprocess(*options(*arguments))
 
 
 def outcome(ran: subprocess.CompletedProcess[str]) -> str:
@@ -68,9 +85,9 @@ def test_the_example_passes(tmp_path: Path) -> None:
     assert outcome(ran) == "7 passed", ran.stdout + ran.stderr
 
 
-def test_in_strict_mode_a_test_only_needs_its_mark(tmp_path: Path) -> None:
-    write(
-        tmp_path,
+def test_in_strict_mode_a_test_only_needs_its_mark(pytester: pytest.Pytester) -> None:
+    ran = run_here(
+        pytester,
         """
 @pytest.mark.asyncio
 async def test_answers(flame_service, flame_clock, flame_events):
@@ -85,16 +102,16 @@ async def test_answers(flame_service, flame_clock, flame_events):
 @pytest.mark.asyncio
 @pytest.mark.flame_memory(nodes=2)
 async def test_has_two_nodes(flame_memory):
-    assert [node.record.name for node in await flame_memory.connection.list_nodes()] == ["node1", "node2"]
+    assert [node.name for node in await flame_memory.connection.list_nodes()] == ["node1", "node2"]
 """,
+        mode="strict",
     )
-    ran = run(tmp_path, mode="strict")
-    assert outcome(ran) == "2 passed", ran.stdout + ran.stderr
+    ran.assert_outcomes(passed=2)
 
 
-def test_a_missing_event_is_a_failure_that_shows_what_was_seen(tmp_path: Path) -> None:
-    write(
-        tmp_path,
+def test_a_missing_event_is_a_failure_that_shows_what_was_seen(pytester: pytest.Pytester) -> None:
+    ran = run_here(
+        pytester,
         """
 async def test_fails(flame_service, flame_clock, flame_events):
     session = await flame_service(Agent)
@@ -107,16 +124,15 @@ async def test_goes_on(flame_service, flame_clock):
     assert await session.invoke(b"x")
 """,
     )
-    ran = run(tmp_path)
-    assert outcome(ran) == "1 failed, 1 passed", ran.stdout + ran.stderr
-    assert "AssertionError: did not happen within 5 s: state=failed, noun=session" in ran.stdout
-    assert ": open" in ran.stdout
-    assert ": succeed" in ran.stdout
+    ran.assert_outcomes(failed=1, passed=1)
+    assert "AssertionError: did not happen within 5 s: state=failed, noun=session" in ran.stdout.str()
+    assert ": open" in ran.stdout.str()
+    assert ": succeed" in ran.stdout.str()
 
 
-def test_a_test_that_waits_for_ever_ends_and_the_next_one_runs(tmp_path: Path) -> None:
-    write(
-        tmp_path,
+def test_a_test_that_waits_for_ever_ends_and_the_next_one_runs(pytester: pytest.Pytester) -> None:
+    ran = run_here(
+        pytester,
         """
 async def test_waits(flame_service, flame_clock):
     await flame_service(Agent)
@@ -128,25 +144,19 @@ async def test_goes_on(flame_service, flame_clock):
     assert await session.invoke(b"x")
 """,
     )
-    ran = run(tmp_path)
-    assert outcome(ran) == "1 failed, 1 passed", ran.stdout + ran.stderr
-    assert "Stuck: 3600 s of virtual time have passed without an end" in ran.stdout
+    ran.assert_outcomes(failed=1, passed=1)
+    assert "Stuck: 3600 s of virtual time have passed without an end" in ran.stdout.str()
 
 
 def test_loading_the_plugin_loads_nothing_else(tmp_path: Path) -> None:
-    write(
-        tmp_path,
-        """
+    (tmp_path / "test_light.py").write_text("""
 import sys
 
 def test_is_light():
     heavy = {"nats", "pydantic", "structlog", "msgpack", "psutil", "flame_services", "flame.testing.clock"}
     assert "flame.testing.plugin" in sys.modules
     assert heavy.isdisjoint(sys.modules)
-""",
-    )
-    (tmp_path / "test_agent.py").write_text((tmp_path / "test_agent.py").read_text().partition("class Agent")[0]
-        + (tmp_path / "test_agent.py").read_text().partition('prompt} {context.input.decode()}"')[2])  # fmt: skip
+""")
     ran = run(tmp_path)
     assert outcome(ran) == "1 passed", ran.stdout + ran.stderr
 
@@ -157,7 +167,7 @@ def test_without_pytest_asyncio_a_fixture_says_what_is_missing(tmp_path: Path) -
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     ran = subprocess.run(
-        command("-p", "no:asyncio"), cwd=tmp_path, env=environment | {"PYTHONPATH": str(tmp_path)},
+        [sys.executable, "-m", "pytest", *options("-p", "no:asyncio")], cwd=tmp_path, env=environment | {"PYTHONPATH": str(tmp_path)},
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert outcome(ran) == "1 error", ran.stdout + ran.stderr
@@ -227,10 +237,8 @@ async def test_a_real_cluster_ends_with_a_run_that_is_killed(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("scope", ["module", "session"])
-def test_a_loop_that_tests_share_needs_one_setting(tmp_path: Path, scope: str) -> None:
-    write(
-        tmp_path,
-        f"""
+def test_a_loop_that_tests_share_needs_one_setting(pytester: pytest.Pytester, scope: str) -> None:
+    tests = f"""
 pytestmark = pytest.mark.asyncio(loop_scope="{scope}")
 
 async def test_one(flame_service, flame_clock):
@@ -241,9 +249,8 @@ async def test_one(flame_service, flame_clock):
 async def test_two(flame_service):
     await flame_service(Agent)
     assert await (await flame.create_session("Agent")).invoke(b"x")
-""",
-    )
-    ran = run(tmp_path)
-    assert "asyncio_default_fixture_loop_scope must be the loop_scope of the test" in ran.stdout
-    ran = run(tmp_path, "-o", f"asyncio_default_fixture_loop_scope={scope}")
-    assert outcome(ran) == "2 passed", ran.stdout + ran.stderr
+"""
+    ran = run_here(pytester, tests)
+    assert "asyncio_default_fixture_loop_scope must be the loop_scope of the test" in ran.stdout.str()
+    ran = run_here(pytester, tests, "-o", f"asyncio_default_fixture_loop_scope={scope}")
+    ran.assert_outcomes(passed=2)

@@ -28,8 +28,8 @@ _RETRY_MAX_S: Final = 2.0
 class RecordWriter:
     """The one writer of an executor's record.
 
-    Every state is written, in order; of records in the same state only the last matters. Whatever the broker does,
-    it goes on until it has said everything.
+    Every state is written, in order; of records in the same state only the last matters, and counts that a new state
+    brings along are not written before. Whatever the broker does, it goes on until it has said everything.
     """
 
     def __init__(self, broker: Broker, node: str, executor: str) -> None:
@@ -49,13 +49,19 @@ class RecordWriter:
         """Have a record written: a new state at once, counts soon."""
         if self._deleting:
             return
-        if self._waiting and self._waiting[-1].state is record.state:
+        if self._waiting and self._is_superseded(record):
             self._waiting[-1] = record
         else:
             self._waiting.append(record)
         if self._is_urgent():
             self._urgent.set()
         self._work()
+
+    def _is_superseded(self, record: ExecutorRecord) -> bool:
+        """Whether the newest record that waits need not be written, since ``record`` says all that it does."""
+        newest = self._waiting[-1].state
+        only_counts = len(self._waiting) == 1 and self._written is not None and newest is self._written.state
+        return newest is record.state or only_counts
 
     def delete(self) -> None:
         """Have the record removed; nothing is written afterwards."""

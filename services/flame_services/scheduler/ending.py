@@ -53,7 +53,11 @@ class Ending:
     async def settle(self, session: Session) -> None:
         """Give every task of an ended session its record, then say that the session is over."""
         record = session.record
-        if not await self._holds_anything(record):
+        if record.application not in self._view.applications:  # its streams, and what was not counted, went with it
+            await self._store.sessions.change(
+                session.id, lambda current: _settled(current).changed(writer="", written_from=0)
+            )
+        elif not await self._holds_anything(record):
             await self._store.sessions.change(session.id, _settled)
         else:
             async with self._recorder.writing(record.application, record.id) as writing:
@@ -63,8 +67,6 @@ class Ending:
 
     async def _holds_anything(self, record: SessionRecord) -> bool:
         """Whether an ended session may have a task without a record, or records that are not counted."""
-        if record.application not in self._view.applications:
-            return False  # its streams went with it
         stream = subjects.task_stream(record.application)
         if record.epoch:
             await self._broker.delete_consumer(stream, subjects.consumer(record.id, record.epoch))

@@ -120,7 +120,8 @@ async def test_a_new_state_does_not_wait_for_counts(
     writer.put(record(ExecutorState.UNBINDING, succeeded=6))
     async with asyncio.timeout(5):
         await writer.settled()
-    assert store.states == ["bound", "bound", "unbinding"]
+    assert store.states == ["bound", "unbinding"], "which brings the counts along"
+    assert [found.succeeded for found in store.written if found] == [0, 6]
 
 
 async def test_what_is_refused_is_written_again_with_the_newest_counts(store: Store, writer: RecordWriter) -> None:
@@ -128,10 +129,20 @@ async def test_what_is_refused_is_written_again_with_the_newest_counts(store: St
     writer.put(record(ExecutorState.BOUND, succeeded=1))
     await until(lambda: store.refusals < 3)
     writer.put(record(ExecutorState.BOUND, succeeded=2))
+    await writer.settled()
+    assert [found.succeeded for found in store.written if found] == [2]
+
+
+async def test_a_state_that_is_refused_is_written_again_before_the_next(store: Store, writer: RecordWriter) -> None:
+    store.refusals = 3
+    writer.put(record(ExecutorState.BOUND, succeeded=1))
+    await until(lambda: store.refusals < 3)
+    writer.put(record(ExecutorState.BOUND, succeeded=2))
     writer.put(record(ExecutorState.RELEASED, succeeded=3))
     await writer.settled()
     assert store.states == ["bound", "released"]
-    assert [found.succeeded for found in store.written if found] == [2, 3]
+    assert store.written[-1] is not None
+    assert store.written[-1].succeeded == 3
 
 
 async def test_nothing_is_sent_into_a_connection_that_is_away(store: Store, writer: RecordWriter) -> None:
