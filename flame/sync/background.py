@@ -86,10 +86,10 @@ class Background:
         except RuntimeError:  # the loop has just been closed
             self._calls.pop(future, None)
             coroutine.close()
-            raise self._gone() from None
+            raise self.gone() from None
         if self._ended and self._calls.pop(future, _NOT_THERE) is not _NOT_THERE:  # nobody will answer
             coroutine.close()
-            raise self._gone()
+            raise self.gone()
         return future
 
     def wait(self, future: Future[T]) -> T:
@@ -123,7 +123,7 @@ class Background:
     def check(self) -> None:
         """Raise what `run` would."""
         if self._forked or self._ended:
-            raise self._gone()
+            raise self.gone()
         if self.is_here():
             raise WrongThread(
                 "flame.sync was called from its own background thread, which would wait for itself:"
@@ -134,7 +134,8 @@ class Background:
         """Whether this is the background's thread."""
         return threading.current_thread() is self._thread
 
-    def _gone(self) -> BrokerUnavailable:
+    def gone(self) -> BrokerUnavailable:
+        """Return the error of whoever asks or waits when nothing answers any more."""
         if self._forked:
             return BrokerUnavailable(
                 "this was made before the process was forked, and what answers it lives in the parent:"
@@ -163,7 +164,7 @@ class Background:
         self._forked = True
         outstanding, self.outstanding = self.outstanding, set()
         for handle in outstanding:
-            handle.lose_by_fork(self._gone())
+            handle.lose_by_fork(self.gone())
 
     # ---- in the background
 
@@ -188,7 +189,7 @@ class Background:
         task.add_done_callback(partial(self._answer, future))
 
     def _answer(self, future: Future[T], task: asyncio.Task[T]) -> None:
-        error = self._gone() if task.cancelled() else task.exception()
+        error = self.gone() if task.cancelled() else task.exception()
         if self._calls.pop(future, None) is None or self.silent:
             return
         if error is not None:
@@ -231,9 +232,9 @@ class Background:
             return
         for call in tuple(self._calls):
             if self._calls.pop(call, _NOT_THERE) is not _NOT_THERE:
-                call.set_exception(self._gone())
+                call.set_exception(self.gone())
         for handle in tuple(self.outstanding):
-            handle.lose(self._gone())
+            handle.lose(self.gone())
 
 
 class _Process:
@@ -242,6 +243,7 @@ class _Process:
     def __init__(self) -> None:
         self._starting = threading.Lock()
         self._background: Background | None = None
+        self._over = False
         self._left: list[Background] = []
         """Those of the processes before this one: kept, since even their destruction would touch what is shared."""
 
@@ -251,6 +253,8 @@ class _Process:
             with self._starting:
                 current = self._background
                 if current is None or current.ended:
+                    if self._over:
+                        raise BrokerUnavailable("the program ends: nothing more can be asked of a cluster")
                     current = self._background = Background()
         return current
 
@@ -260,6 +264,7 @@ class _Process:
             current.stop()
 
     def at_exit(self) -> None:
+        self._over = True
         if self._background is not None:
             self._background.stop_at_exit()
 

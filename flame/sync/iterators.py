@@ -95,6 +95,8 @@ class _Pump(Generic[T]):
                 if count - self.taken >= AHEAD:
                     await self._wait_for_room(count)
         except asyncio.CancelledError:
+            if self._background.stopping:
+                error = self._background.gone()
             raise
         except Exception as failure:  # noqa: BLE001  # raised where items are asked for
             error = failure

@@ -220,10 +220,8 @@ class TestAServiceThatCanNotBeForked:
     async def test_since_it_can_not_even_be_loaded(self, connection: flame.Connection, register: Any) -> None:
         app = await register("broken", "is broken", session_retry_limit=2)
         session = await connection.create_session(app)
-        with pytest.raises(flame.TaskFailed, match="exited with status 1 before it was ready") as failure:
+        with pytest.raises(flame.TaskFailed, match="this can't be loaded"):
             await ask(session, "who")
-        assert failure.value.task.error is not None
-        assert "this can't be loaded" in failure.value.task.error.traceback
 
 
 class TestSessionsThatComeWhileATemplateStarts:

@@ -166,10 +166,11 @@ def test_without_pytest_asyncio_a_fixture_says_what_is_missing(tmp_path: Path) -
     (tmp_path / "pytest_asyncio.py").write_text("raise ImportError\n")
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    environment["PYTHONPATH"] = str(tmp_path)
+    command = [sys.executable, "-m", "pytest", *options("-p", "no:asyncio")]
     ran = subprocess.run(
-        [sys.executable, "-m", "pytest", *options("-p", "no:asyncio")], cwd=tmp_path, env=environment | {"PYTHONPATH": str(tmp_path)},
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
     assert outcome(ran) == "1 error", ran.stdout + ran.stderr
     assert "the fixture flame_memory needs pytest-asyncio: pip install pytest-asyncio" in ran.stdout
 

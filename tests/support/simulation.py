@@ -12,7 +12,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from flame.protocol import subjects
@@ -28,7 +28,7 @@ from flame.protocol.records import (
 from flame.protocol.resources import Resources
 from flame.protocol.states import CloseMode, ExecutorState, SessionState
 from flame_services.scheduler.plan import Plan, Step, plan
-from flame_services.scheduler.view import Node, View
+from flame_services.scheduler.view import Node, Session, View
 
 START_S = 0.05
 """From a binding to an executor that takes tasks."""
@@ -36,6 +36,10 @@ CARRY_S = 0.01
 """From a plan to what it says being written."""
 CHECKED = 5
 """Every so many rounds a plan is compared with one from scratch."""
+
+
+BESIDE = {known.name for known in fields(Session)} - {"record", "revision", "bindings", "promised", "standing"}
+"""What is known of a session that isn't in a record."""
 
 
 def rebuilt(known: View) -> View:
@@ -50,17 +54,7 @@ def rebuilt(known: View) -> View:
     for name, session in known.sessions.items():
         made = view.put_session(name, session.record, session.revision)
         assert made is not None
-        for beside in (
-            "demand",
-            "busy",
-            "retry_at",
-            "crashes",
-            "epoch_over",
-            "avoid",
-            "drained",
-            "look_from",
-            "waits_for",
-        ):
+        for beside in BESIDE:
             setattr(made, beside, getattr(session, beside))
     for key, binding in known.bindings.items():
         view.put_binding(key, binding)
