@@ -17,7 +17,7 @@ from flame.protocol.records import Record, explain
 
 R = TypeVar("R", bound=Record)
 
-SCHEDULER_PATIENCE_S: Final = 3.0
+SCHEDULER_PATIENCE_S: Final = 5.0
 """How long a call waits for a scheduler when none answers: one may be restarting."""
 OUTAGE_PATIENCE_S: Final = 15.0
 """How long a call is repeated that may be: the scheduler, or the broker for it, may have lost a server."""

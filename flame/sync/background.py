@@ -259,9 +259,12 @@ class _Process:
         return current
 
     def close(self) -> None:
-        current, self._background = self._background, None
+        current = self._background
         if current is not None:
             current.stop()
+            with self._starting:
+                if self._background is current:
+                    self._background = None
 
     def at_exit(self) -> None:
         self._over = True

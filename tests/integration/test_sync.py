@@ -453,7 +453,7 @@ def test_the_background_is_not_made_to_wait_for_itself(session: flame.sync.Sessi
         lambda: session.invoke(b"x"),
         lambda: next(session.watch()),
         lambda: flame.sync.open_session(session.id),
-        lambda: other.result(),
+        lambda: other.result(),  # noqa: PLW0108  # it is made later
         flame.sync.close,
     ]
     other = session.create_task(call("sleep", 0.5))
