@@ -85,14 +85,30 @@ def run_executor(serve: Callable[[], Coroutine[Any, Any, int]]) -> NoReturn:
     """Run a coroutine in a loop of its own and end this process with the status that it returns."""
     status = FAILED
     try:
-        with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            status = runner.run(serve())
+        # As `asyncio.Runner` does it, but for a process that ends right after: nothing has to be closed.
+        loop = (loop_factory() or asyncio.new_event_loop)()
+        asyncio.set_event_loop(loop)
+        status = loop.run_until_complete(_alone(serve))
     except SystemExit as request:
         status = _status_of(request)
     except BaseException:  # noqa: BLE001 (above this is the stack of the template, which must not see it)
         traceback.print_exc()
     finally:
         end_process(status)
+
+
+async def _alone(serve: Callable[[], Coroutine[Any, Any, int]]) -> int:
+    """Serve, then end what user code has left running in the loop."""
+    try:
+        return await serve()
+    finally:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        for outcome in await asyncio.gather(*others, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                traceback.print_exception(outcome)
+        await asyncio.get_running_loop().shutdown_asyncgens()
 
 
 def end_process(status: int) -> NoReturn:

@@ -94,7 +94,8 @@ class TaskHandle(Future[Task]):
         """Give the task up, whether it waits or runs, and tell whether it is cancelled for good.
 
         It is not if it had ended before. Raises as `flame.TaskHandle.cancel` does; whoever waits for a task that was
-        cancelled gets `TaskCancelled`.
+        cancelled gets `TaskCancelled`. What `asyncio.wrap_future` makes of a handle calls this when it is cancelled
+        itself: shield that to leave the task alone.
         """
         return self._background.run(self._handle.cancel(reason)) is TaskState.CANCELLED
 

@@ -108,7 +108,9 @@ class Carrier:
         record = session.record
         if record.state is not SessionState.OPEN and not session.drains:
             return
-        results = await self._broker.stream_state(subjects.result_stream(record.application))
+        results_from = 0
+        if record.epoch:  # otherwise there is no record yet that could be another executor's
+            results_from = (await self._broker.stream_state(subjects.result_stream(record.application))).last_sequence
         current = current_binding(session)
         if current is None:
             most = self._view.most(session)
@@ -130,7 +132,7 @@ class Carrier:
             max_executors=most,
             application_revision=self._store.applications.revision(record.application),
             common_data_key=record.common_data_key,
-            results_from=results.last_sequence,
+            results_from=results_from,
             created=time.time(),
         )
         await self._store.bindings.create(subjects.executor_key(node, executor), binding)

@@ -57,7 +57,7 @@ class Ending:
             await self._store.sessions.change(
                 session.id, lambda current: _settled(current).changed(writer="", written_from=0)
             )
-        elif not await self._holds_anything(record):
+        elif not await self._holds_anything(session):
             await self._store.sessions.change(session.id, _settled)
         else:
             async with self._recorder.writing(record.application, record.id) as writing:
@@ -65,10 +65,11 @@ class Ending:
                 await settle_tasks(self._broker, writing, record.application, record.id, record)
         log.info("session ended", session=session.id, state=session.record.state.value)
 
-    async def _holds_anything(self, record: SessionRecord) -> bool:
+    async def _holds_anything(self, session: Session) -> bool:
         """Whether an ended session may have a task without a record, or records that are not counted."""
+        record = session.record
         stream = subjects.task_stream(record.application)
-        if record.epoch:
+        if record.epoch and record.epoch != session.without_consumer:
             await self._broker.delete_consumer(stream, subjects.consumer(record.id, record.epoch))
         pattern = subjects.session_tasks(record.application, record.id)
         return bool(record.writer) or await self._broker.first_stored(stream, pattern) is not None

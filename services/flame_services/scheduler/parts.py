@@ -35,6 +35,8 @@ class Session:
     """Executors lost in a row, for the back-off."""
     avoid: str = ""
     """The node where the last attempt failed."""
+    without_consumer: int = -1
+    """The epoch whose consumer is known to be deleted."""
     drained: bool = False
     """It was closed to be drained, and nothing of it was stored any more."""
     look_from: float = 0.0

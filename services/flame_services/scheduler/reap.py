@@ -71,6 +71,7 @@ class Reaper:
         await self._store.bindings.delete(key)
         if not session.bindings:
             await self._broker.delete_consumer(subjects.task_stream(ended.application), binding.consumer)
+            session.without_consumer = binding.epoch
             await self.count_strays(session)
 
     async def give_up(self, session: Session, keys: Sequence[str]) -> None:

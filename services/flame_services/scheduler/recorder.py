@@ -117,6 +117,7 @@ class Recorder:
 
         def announce(record: SessionRecord) -> SessionRecord | None:
             nonlocal announced
+            announced = None
             if record.writer not in ("", self._name) and loop.time() < give_up:
                 return None
             announced = _Announced(record.written_from if record.writer else last, resumed=bool(record.writer))

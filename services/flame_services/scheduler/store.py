@@ -37,7 +37,7 @@ class Store:
         """Told of every change; set while this scheduler is the one that plans."""
         self.common_data = broker.bucket(subjects.COMMON_DATA)
         self.applications = Table(broker, subjects.APPLICATIONS, ApplicationRecord, "*", self._feed_application)
-        self.sessions = Table(broker, subjects.SESSIONS, SessionRecord, "*", self._feed_session)
+        self.sessions = Table(broker, subjects.SESSIONS, SessionRecord, "*", self._feed_session, self._known_session)
         self.bindings = Table(broker, subjects.BINDINGS, BindingRecord, "*.*", self._feed_binding)
         self.executors = Table(broker, subjects.EXECUTORS, ExecutorRecord, "*.*", self._feed_executor)
         self.nodes = Table(broker, subjects.NODES, NodeRecord, "*", self._feed_node)
@@ -90,6 +90,10 @@ class Store:
             self.herald.session(before, record)
         self.on_session(key, record)
         self.on_change()
+
+    def _known_session(self, key: str) -> tuple[SessionRecord, int] | None:
+        session = self._view.sessions.get(key)
+        return None if session is None else (session.record, session.revision)
 
     def _feed_binding(self, key: str, record: BindingRecord | None, _revision: int) -> None:
         if key in self.bindings.unreadable:

@@ -25,9 +25,19 @@ class Table(Generic[R]):
     """One bucket of records."""
 
     def __init__(
-        self, broker: Broker, bucket: str, kind: type[R], pattern: str, feed: Callable[[str, R | None, int], None]
+        self,
+        broker: Broker,
+        bucket: str,
+        kind: type[R],
+        pattern: str,
+        feed: Callable[[str, R | None, int], None],
+        known: Callable[[str], tuple[R, int] | None] = lambda _key: None,
     ) -> None:
-        """Follow ``pattern`` of ``bucket``, handing each change to ``feed``."""
+        """Follow ``pattern`` of ``bucket``, handing each change to ``feed``.
+
+        ``known`` returns what was handed on of a key, with its revision: where that is still so, nothing need be read.
+        """
+        self._known = known
         self._bucket = broker.bucket(bucket)
         self._name = bucket
         self._kind = kind
@@ -113,8 +123,16 @@ class Table(Generic[R]):
         """Change a record by compare-and-set, trying again when somebody else was quicker.
 
         ``make`` returns the new record, or ``None`` to leave it. Returns the record as it is then, ``None`` if it
-        doesn't exist.
+        doesn't exist. ``make`` may be called more than once: only what it did last counts.
         """
+        known = self._known(key)
+        if known is not None:
+            record, revision = known
+            new = make(record)
+            if new is not None and new != record:  # otherwise somebody may have changed it since
+                with contextlib.suppress(RevisionConflict):
+                    await self.update(key, new, revision)
+                    return new
         while True:
             found = await self.get(key)
             if found is None:
