@@ -1,4 +1,4 @@
-"""Applications: list, view, register, update, unregister."""
+"""Applications: list, view, register, update, disable, enable, unregister."""
 
 from __future__ import annotations
 
@@ -87,6 +87,18 @@ def update(endpoint: str | None, file: str) -> None:
             print(f"application {application.name} updated")
 
     cluster.run(endpoint, command)
+
+
+def disable(endpoint: str | None, name: str) -> None:
+    """Let an application take no new sessions."""
+    cluster.run(endpoint, lambda connection: connection.disable_application(name))
+    print(f"application {name} disabled")
+
+
+def enable(endpoint: str | None, name: str) -> None:
+    """Let an application take new sessions again."""
+    cluster.run(endpoint, lambda connection: connection.enable_application(name))
+    print(f"application {name} enabled")
 
 
 def unregister(endpoint: str | None, name: str, *, force: bool) -> None:

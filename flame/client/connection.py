@@ -147,7 +147,7 @@ class Connection:
 
         Raises:
             ApplicationNotFound: No such application is registered.
-            ApplicationDisabled: It takes no new sessions.
+            ApplicationDisabled: It takes no new sessions, see `disable_application`.
             SessionExists: ``session_id`` is taken, or was and its results have not aged out.
             InvalidArgument: A value is malformed or out of range.
             SchedulerUnavailable: No scheduler answers.
@@ -276,6 +276,22 @@ class Connection:
         if not isinstance(spec, ApplicationSpec):
             spec = ApplicationSpec.check(f"application {name!r}", spec)
         return await self.call(Verb.UPDATE_APPLICATION, UpdateApplication(name=name, spec=spec), ApplicationRecord)
+
+    async def disable_application(self, name: str) -> ApplicationRecord:
+        """Let an application take no new sessions. Those that it has go on, and can be opened. Idempotent.
+
+        Raises:
+            ApplicationNotFound: It isn't registered.
+        """
+        return await self.call(Verb.DISABLE_APPLICATION, Named(name=check_application(name)), ApplicationRecord)
+
+    async def enable_application(self, name: str) -> ApplicationRecord:
+        """Let an application that was disabled take new sessions again. Idempotent.
+
+        Raises:
+            ApplicationNotFound: It isn't registered.
+        """
+        return await self.call(Verb.ENABLE_APPLICATION, Named(name=check_application(name)), ApplicationRecord)
 
     async def unregister_application(self, name: str, *, force: bool = False) -> None:
         """Remove an application with its waiting tasks and results.

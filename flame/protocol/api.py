@@ -32,6 +32,8 @@ class Verb(StrEnum):
     INFO = "info"
     REGISTER_APPLICATION = "register_application"
     UPDATE_APPLICATION = "update_application"
+    DISABLE_APPLICATION = "disable_application"
+    ENABLE_APPLICATION = "enable_application"
     UNREGISTER_APPLICATION = "unregister_application"
     GET_APPLICATION = "get_application"
     LIST_APPLICATIONS = "list_applications"

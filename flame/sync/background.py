@@ -99,6 +99,8 @@ class Background:
         except BaseException:
             self.give_up(future)  # without effect unless the waiting was interrupted
             raise
+        finally:
+            del future  # which holds the error, whose traceback holds this frame
 
     def give_up(self, future: Future[Any]) -> None:
         """Cancel a coroutine that was begun, unless it has ended."""
@@ -184,6 +186,11 @@ class Background:
     def _begin(self, coroutine: Coroutine[Any, Any, T], future: Future[T]) -> None:
         if future not in self._calls:  # it was given up
             coroutine.close()
+            return
+        if self.stopping:
+            coroutine.close()
+            if self._calls.pop(future, _NOT_THERE) is not _NOT_THERE and not self.silent:
+                future.set_exception(self.gone())
             return
         task = self._calls[future] = self._loop.create_task(coroutine)
         task.add_done_callback(partial(self._answer, future))

@@ -151,6 +151,14 @@ class Connection:
         """Give an application another specification as a whole; see `flame.Connection.update_application`."""
         return self._run(self._connection.update_application(name, spec))
 
+    def disable_application(self, name: str) -> ApplicationRecord:
+        """Let an application take no new sessions; see `flame.Connection.disable_application`."""
+        return self._run(self._connection.disable_application(name))
+
+    def enable_application(self, name: str) -> ApplicationRecord:
+        """Let an application take new sessions again; see `flame.Connection.enable_application`."""
+        return self._run(self._connection.enable_application(name))
+
     def unregister_application(self, name: str, *, force: bool = False) -> None:
         """Remove an application with its waiting tasks and results; see `flame.Connection.unregister_application`."""
         self._run(self._connection.unregister_application(name, force=force))

@@ -143,16 +143,16 @@ class TaskHandle(Future[Task]):
         error = future.exception()
         if self._background.silent:
             return
-        with suppress(InvalidStateError):  # it was given up
+        try:
             if error is not None:
                 self.set_exception(error)
-                return
-            try:
-                task = future.result().check()
-            except TaskError as failure:
-                self.set_exception(failure)
             else:
-                self.set_result(task)
+                self.set_result(future.result().check())
+        except TaskError as failure:
+            with suppress(InvalidStateError):
+                self.set_exception(failure)
+        except InvalidStateError:  # it was given up
+            pass
 
     def _call_back(self, fn: Callable[[Future[Task]], object], _: Future[Task]) -> None:
         if self._background.is_here():

@@ -122,7 +122,7 @@ def test_the_version_is_shown(program: list[str]) -> None:
 
 
 VERBS = (
-    *("up", "register", "update", "unregister", "create", "invoke", "cancel", "close"),
+    *("up", "register", "update", "disable", "enable", "unregister", "create", "invoke", "cancel", "close"),
     *("list", "view", "logs", "events", "ping", "completion"),
 )
 
@@ -190,6 +190,8 @@ SPEC = "metadata: {name: a}\nspec: {command: c}\n"
         ("create -a a --weight 0", "", 2, "--weight"),
         ("create -a a --idle-timeout -1", "", 2, "--idle-timeout"),
         ("unregister -a a", "", 3, "no NATS server answers"),
+        ("disable -a a", "", 3, "no NATS server answers"),
+        ("enable", "", 2, "Missing option"),
         ("list -a", "", 3, "no NATS server answers"),
         ("list -s --endpoint nonsense", "", 2, "endpoint 'nonsense': expected nats://HOST:PORT"),
         ("--endpoint nonsense list -n", "", 2, "endpoint 'nonsense': expected nats://HOST:PORT"),

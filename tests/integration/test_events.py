@@ -5,71 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 import flame
-from flame.broker.seam import LiveMessage
 from flame.errors import UnsupportedVersion
 from flame.protocol import defaults, subjects
 from flame.protocol.codec import VERSION, pack
 from flame.protocol.codes import ReasonCode
-from flame.protocol.events import ClusterEvent, Noun
+from flame.protocol.events import Noun
 from flame.protocol.messages import TaskMessage
 from flame.protocol.records import SessionRecord
 from flame.protocol.states import SessionState
 from flame_services.scheduler.sweep import SWEEP_S
 from tests.support.cluster import PATIENCE_S, Cluster, eventually, executors_of, kill
+from tests.support.ear import listening
 
 NODES = 2
-
-
-class Ear:
-    """Hears every event of a cluster."""
-
-    def __init__(self) -> None:
-        self.events: list[ClusterEvent] = []
-        self._news = asyncio.Event()
-
-    def on_message(self, message: LiveMessage) -> None:
-        self.events.append(ClusterEvent.decode(message.data))
-        self._news.set()
-
-    async def until(
-        self, wanted: Callable[[ClusterEvent], bool], what: str, timeout_s: float = PATIENCE_S
-    ) -> ClusterEvent:
-        """Return the first event for which this is true."""
-        looked_at = 0
-        try:
-            async with asyncio.timeout(timeout_s):
-                while True:
-                    for event in self.events[looked_at:]:
-                        looked_at += 1
-                        if wanted(event):
-                            return event
-                    self._news.clear()
-                    await self._news.wait()
-        except TimeoutError:
-            raise AssertionError(f"not heard within {timeout_s:g} s: {what}; but {self.events}") from None
-
-    def of(self, noun: Noun, thing: str) -> list[tuple[str, str]]:
-        """Return what was told of something: what it was before, and what happened."""
-        return [(e.before, e.event) for e in self.events if e.noun is noun and e.id == thing]
-
-
-@asynccontextmanager
-async def listening(connection: flame.Connection) -> AsyncIterator[Ear]:
-    ear = Ear()
-    subscriptions = [
-        await connection.broker.subscribe(subject, ear.on_message)
-        for subject in (subjects.all_session_events(), subjects.node_events("*"), subjects.application_events("*"))
-    ]
-    yield ear
-    for subscription in subscriptions:
-        await subscription.stop()
 
 
 def call(verb: str, *arguments: object) -> bytes:

@@ -209,7 +209,7 @@ class TestAStartThatFails:
         await control.serve("dies")
         record = await control.released(limit_s=5)
         assert record.reason == (
-            "exited with status 3 before it was ready; the end of its stderr:\nthe last words\n  of a service"
+            "exited with status 3 before it was ready\nthe end of its stderr:\nthe last words\n  of a service"
         )
         assert (record.clean, record.entered, record.code) == (False, False, ReasonCode.ENDED_EARLY)
 
@@ -217,7 +217,7 @@ class TestAStartThatFails:
         await control.manager(ready_timeout_s=1)
         await control.serve("is never ready")
         record = await control.released(limit_s=5)
-        assert record.reason == "not ready within 1 s; the end of its stderr:\nwarming up"
+        assert record.reason == "not ready within 1 s\nthe end of its stderr:\nwarming up"
         assert (record.clean, record.entered, record.code) == (False, False, ReasonCode.NOT_READY)
         assert not runs(control.notes("started")[0][0])
 

@@ -96,7 +96,7 @@ class TestAServiceThatIsNeverThere:
             (
                 "exits",
                 ReasonCode.ENDED_EARLY,
-                "exited with status 0 before it was ready; the end of its stderr:\nI have",
+                "exited with status 0 before it was ready\nthe end of its stderr:\nI have",
             ),
             ("is not ready", ReasonCode.NOT_READY, "not ready within 3 s"),
             ("is no service", ReasonCode.NOT_READY, "not ready within 3 s"),

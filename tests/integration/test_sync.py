@@ -206,6 +206,21 @@ def test_a_task_outlives_its_executor(client: flame.sync.Connection, session: fl
     assert int(task.output) != pid
 
 
+def test_a_broker_that_dies_and_comes_back_costs_nothing(cluster: Cluster, client: flame.sync.Connection) -> None:
+    with client.create_session("lab", max_instances=1) as session:
+        watch = session.watch()
+        session.invoke(call("echo", 0))
+        slow = session.create_task(call("sleep", 1))
+        tasks = session.map((call("echo", number) for number in range(300)), in_flight=20)
+        first = next(tasks)
+        cluster.broker.kill()
+        asyncio.run(cluster.broker.start())
+        assert [int(task.output) for task in (first, *tasks)] == list(range(300))
+        assert slow.result(PATIENCE_S).state is flame.TaskState.SUCCEED
+    ended = [event.task_id for event in watch if event.task_state is flame.TaskState.SUCCEED]
+    assert len(ended) == len(set(ended)) == 302
+
+
 # ---- futures
 
 

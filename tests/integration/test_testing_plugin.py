@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from flame.testing import MemoryCluster, VirtualClock
+import flame.testing
 from tests.support.cluster import eventually, processes_of
 
 pytest_plugins = ["pytester"]
-assert MemoryCluster, VirtualClock  # loaded here, once: pytester forgets what a run in this process has loaded
+for name in flame.testing.__all__:
+    getattr(flame.testing, name)  # loaded here, once: pytester forgets what a run in this process has loaded
 
 SCOPE = "asyncio_default_fixture_loop_scope = function\n"
 """What pytest-asyncio warns about if nobody says it."""

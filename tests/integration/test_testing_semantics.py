@@ -1,4 +1,4 @@
-"""That a cluster in memory comes to the same as a real one: each scenario is played on both, and what it shows compared."""
+"""A cluster in memory comes to the same as a real one: each scenario is played on both, and what it shows compared."""
 
 from __future__ import annotations
 

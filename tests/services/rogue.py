@@ -49,6 +49,8 @@ class Rogue(flame.FlameService):
         note("leaving")
         if MODE == "fails to leave":
             raise RuntimeError("no goodbyes")
+        if MODE == "leaves slowly":
+            await asyncio.sleep(0.5)
         if MODE == "leaves for ever":
             await asyncio.sleep(600)
         if MODE == "blocks when leaving":
@@ -141,4 +143,6 @@ if __name__ == "__main__":
             time.sleep(600)
     if MODE == "is not ready":
         time.sleep(600)
+    if MODE == "is late":
+        time.sleep(1.0)
     asyncio.run(flame.run(Rogue()))

@@ -76,9 +76,11 @@ class Cluster:
     def start_scheduler(self) -> None:
         self.scheduler = self._start("flame_services.scheduler", "scheduler", *self.scheduler_options)
 
-    def start_manager(self, name: str) -> None:
-        options = ("--node", name, "--work-dir", str(self.folder / name), *self.manager_options)
-        self.managers[name] = self._start("flame_services.executor_manager", name, *options)
+    def start_manager(self, name: str, *options: str) -> None:
+        """Start the manager of a node, which gets ``options`` instead of those that all others have."""
+        usual = ("--node", name, "--work-dir", str(self.folder / name))
+        given = options or self.manager_options
+        self.managers[name] = self._start("flame_services.executor_manager", name, *usual, *given)
 
     def _start(self, module: str, log: str, *options: str) -> subprocess.Popen[bytes]:
         with (self.folder / f"{log}.log").open("ab") as output:

@@ -42,6 +42,7 @@ def offered(line: str) -> list[str]:
         ("flmctl view -o y", ["yaml"]),
         ("flmctl completion ", ["bash", "zsh", "fish"]),
         ("flmctl view -a ", ["application-1", "application-2"]),
+        ("flmctl disable -a ", ["application-1", "application-2"]),
         ("flmctl view --application=application-2", ["--application=application-2"]),
         ("flmctl view -s ", ["session-1", "session-2"]),
         ("flmctl view -e executor-2", ["executor-2"]),

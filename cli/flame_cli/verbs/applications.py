@@ -1,4 +1,4 @@
-"""`register`, `update` and `unregister`."""
+"""`register`, `update`, `disable`, `enable` and `unregister`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ _FILE = (
     "  max_instances: 4              # executors of one session, at most",
     "  delay_release: 60             # seconds that one with nothing to do stays",
 )
+_Name = Annotated[str, typer.Option("--application", "-a", metavar="NAME", help="The application.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -40,6 +41,11 @@ def add_to(app: typer.Typer) -> None:
             end="The file is described in: flmctl register --help",
         ),
     )(update)
+    app.command(
+        short_help="Let an application take no new sessions.",
+        epilog=examples("flmctl disable -a openai-agent", "flmctl list -s -a openai-agent   those that it has go on"),
+    )(disable)
+    app.command(epilog=examples("flmctl enable -a openai-agent"))(enable)
     app.command(epilog=examples("flmctl unregister -a openai-agent", "flmctl unregister -a openai-agent --force"))(
         unregister
     )
@@ -74,9 +80,23 @@ def update(context: typer.Context, file: File, endpoint: Endpoint = None) -> Non
     applications.update(endpoint_of(context, endpoint), file)
 
 
+def disable(context: typer.Context, application: _Name, endpoint: Endpoint = None) -> None:
+    """Let an application take no new sessions. Those that it has go on until they are closed."""
+    from flame_cli import applications
+
+    applications.disable(endpoint_of(context, endpoint), application)
+
+
+def enable(context: typer.Context, application: _Name, endpoint: Endpoint = None) -> None:
+    """Let an application take new sessions again."""
+    from flame_cli import applications
+
+    applications.enable(endpoint_of(context, endpoint), application)
+
+
 def unregister(
     context: typer.Context,
-    application: Annotated[str, typer.Option("--application", "-a", metavar="NAME", help="The application.")],
+    application: _Name,
     force: Annotated[bool, typer.Option("--force", help="Even if it has open sessions: they are ended.")] = False,
     endpoint: Endpoint = None,
 ) -> None:

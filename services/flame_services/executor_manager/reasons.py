@@ -23,8 +23,8 @@ class Reason(NamedTuple):
     text: str
 
     def with_tail(self, tail: str) -> Reason:
-        """Add what the process wrote last to standard error."""
-        return self._replace(text=f"{self.text}; the end of its stderr:\n{tail}") if tail else self
+        """Add what the process wrote last to standard error, on the lines after the first."""
+        return self._replace(text=f"{self.text}\nthe end of its stderr:\n{tail}") if tail else self
 
 
 _WHEN: Final = {

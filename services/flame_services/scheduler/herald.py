@@ -18,7 +18,7 @@ from flame.logs import get_logger
 from flame.protocol import subjects
 from flame.protocol.events import ClusterEvent
 from flame.protocol.records import ApplicationRecord, ExecutorRecord, SessionRecord
-from flame.protocol.states import ExecutorState, NodeState, SessionState
+from flame.protocol.states import ExecutorState, NodeState
 from flame_services.scheduler.changes import (
     Judgement,
     application_event,
@@ -27,7 +27,7 @@ from flame_services.scheduler.changes import (
     of_session,
     session_event,
 )
-from flame_services.scheduler.parts import Executor, Session
+from flame_services.scheduler.parts import Executor, Session, goes_on
 from flame_services.scheduler.view import View
 
 log = get_logger("flame.scheduler")
@@ -110,7 +110,7 @@ class Herald:
     def _retrying(self, session: Session) -> None:
         """Tell that an executor could not enter, unless the session has failed of it."""
         record = session.record
-        if record.state is not SessionState.OPEN:
+        if not goes_on(record):
             return
         ended = self._failed_to_enter(session)
         limit = self._view.spec_of(session).session_retry_limit

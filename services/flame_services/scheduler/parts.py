@@ -56,13 +56,19 @@ class Session:
     @property
     def drains(self) -> bool:
         """Whether it goes on being served until none of its tasks waits."""
-        record = self.record
-        return record.state is SessionState.CLOSING and record.close_mode is CloseMode.DRAIN and not self.drained
+        return self.record.state is SessionState.CLOSING and goes_on(self.record) and not self.drained
 
     @property
     def unsettled(self) -> bool:
         """Whether it has ended but some of its tasks may lack their records."""
         return self.record.state is not SessionState.OPEN and not self.record.settled
+
+
+def goes_on(record: SessionRecord) -> bool:
+    """Whether a session's tasks are still to be run: it is open, or closing but to be drained first."""
+    return record.state is SessionState.OPEN or (
+        record.state is SessionState.CLOSING and record.close_mode is CloseMode.DRAIN
+    )
 
 
 @dataclass(slots=True)

@@ -13,7 +13,8 @@ from flame.logs import get_logger
 from flame.protocol import defaults, subjects
 from flame.protocol.codes import ReasonCode
 from flame.protocol.records import ExecutorRecord, SessionRecord
-from flame.protocol.states import SESSION, ExecutorState, SessionEvent, SessionState
+from flame.protocol.states import SESSION, ExecutorState, SessionEvent
+from flame_services.scheduler.parts import goes_on
 from flame_services.scheduler.store import Store
 from flame_services.scheduler.tally import Tally, read_tallies, tally_lost
 from flame_services.scheduler.view import Session, View
@@ -59,7 +60,7 @@ class Reaper:
         def conclude(record: SessionRecord) -> SessionRecord:
             failures = record.bind_failures + 1 if refused else 0 if ended.entered else record.bind_failures
             record = record.changed(bind_failures=failures)
-            if failures < limit or record.state is not SessionState.OPEN:
+            if failures < limit or not goes_on(record):
                 return record
             code = ended.code or ReasonCode.RETRY_LIMIT.value
             return record.changed(state=SESSION.next(record.state, SessionEvent.FAIL), reason=ended.reason, code=code)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -33,6 +33,8 @@ log = get_logger("flame.testing")
 
 KILLED: Final = -9
 """The status of an executor that was ended at once: that of a process after SIGKILL."""
+REMAINS_S: Final = 2.0
+"""How long user code may go on after the cluster has ended: it is cancelled all that time."""
 HOW: Final = "fresh: in the process of its test"
 _RETRY_S: Final = 0.1
 _UNBOUND: Final = Reason(ReasonCode.UNBOUND, "its binding was deleted")
@@ -154,7 +156,7 @@ class MemoryExecutor:
     async def close(self) -> None:
         """Let go of everything, after it was released or killed."""
         self._set_timer(None)
-        await end_tasks(task for task in (self._task, self._serving) if task is not None)
+        await end_soon(task for task in (self._task, self._serving) if task is not None)
         await self.writer.close()
 
     # ---- what it reports
@@ -310,3 +312,14 @@ class MemoryExecutor:
             self._set_timer(self._armed.after_s)
         else:
             self.end(self._armed.cause)
+
+
+async def end_soon(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel tasks until they end, but not for ever: user code may catch every cancellation."""
+    tasks = list(tasks)
+    try:
+        async with asyncio.timeout(REMAINS_S):
+            await end_tasks(tasks)
+    except TimeoutError:
+        names = ", ".join(task.get_name() for task in tasks if not task.done())
+        log.warning("user code goes on although it was cancelled again and again", tasks=names)

@@ -21,7 +21,7 @@ from flame_services.executor_manager.consumers import Consumers
 from flame_services.executor_manager.keeper import LeaseKeeper
 from flame_services.executor_manager.node import NodeHeartbeat
 from flame_services.executor_manager.reasons import Reason
-from flame_services.testing.executor import MakeService, MemoryExecutor, Place
+from flame_services.testing.executor import MakeService, MemoryExecutor, Place, end_soon
 
 TICK_S: Final = 1.0
 LEAVE_S: Final = 5.0
@@ -92,7 +92,7 @@ class MemoryNode:
         await end_tasks((*self._keeping, *self._errands))
         for executor in self.executors.values():
             await executor.close()
-        await end_tasks(self._place.remains)
+        await end_soon(self._place.remains)
 
     @property
     def living(self) -> list[MemoryExecutor]:

@@ -221,11 +221,11 @@ class TestTheEnd:
     @pytest.mark.parametrize(
         ("state", "status", "reason"),
         [
-            (ExecutorState.STARTING, 3, "exited with status 3 before it was ready; the end of its stderr:\nwords"),
-            (IDLE, 0, "exited with status 0 before it had a session; the end of its stderr:\nwords"),
-            (BINDING_STATE, 1, "exited with status 1 while entering the session; the end of its stderr:\nwords"),
-            (BOUND, -9, "killed by signal SIGKILL while bound; the end of its stderr:\nwords"),
-            (UNBINDING, 0, "exited with status 0 while leaving the session; the end of its stderr:\nwords"),
+            (ExecutorState.STARTING, 3, "exited with status 3 before it was ready\nthe end of its stderr:\nwords"),
+            (IDLE, 0, "exited with status 0 before it had a session\nthe end of its stderr:\nwords"),
+            (BINDING_STATE, 1, "exited with status 1 while entering the session\nthe end of its stderr:\nwords"),
+            (BOUND, -9, "killed by signal SIGKILL while bound\nthe end of its stderr:\nwords"),
+            (UNBINDING, 0, "exited with status 0 while leaving the session\nthe end of its stderr:\nwords"),
         ],
     )
     def test_that_nobody_asked_for_is_not_clean(self, state: ExecutorState, status: int, reason: str) -> None:
@@ -258,7 +258,7 @@ class TestTheEnd:
         life.give_up(because("not ready within 60 s"))
         life.give_up(because("something later"))
         life.end(-15, "warming up", 9.0)
-        assert life.record.reason == "not ready within 60 s; the end of its stderr:\nwarming up"
+        assert life.record.reason == "not ready within 60 s\nthe end of its stderr:\nwarming up"
         assert not life.record.clean
 
     def test_by_our_limit_is_not_made_good_by_leaving_afterwards(self) -> None:
@@ -331,5 +331,5 @@ def test_an_end_that_nobody_saw() -> None:
     life = life_in(BOUND)
     life.end(reasons.UNKNOWN, "last words", 9.0)
     assert life.record.reason == (
-        "ended while bound; how is not known, its template being gone; the end of its stderr:\nlast words"
+        "ended while bound; how is not known, its template being gone\nthe end of its stderr:\nlast words"
     )

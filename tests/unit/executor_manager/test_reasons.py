@@ -53,7 +53,7 @@ def test_how_much_memory_was_used(used: int, text: str) -> None:
 
 def test_a_reason_may_have_a_tail() -> None:
     reason = reasons.not_ready(5).with_tail("last\nwords")
-    assert reason.text == "not ready within 5 s; the end of its stderr:\nlast\nwords"
+    assert reason.text == "not ready within 5 s\nthe end of its stderr:\nlast\nwords"
     assert reasons.not_ready(5).with_tail("") == ("not_ready", "not ready within 5 s")
 
 

@@ -21,7 +21,7 @@ from flame.protocol.api import (
 )
 from flame.protocol.codes import ReasonCode
 from flame.protocol.records import ApplicationRecord
-from flame.protocol.states import APPLICATION, ApplicationEvent, ApplicationState, CloseMode
+from flame.protocol.states import APPLICATION, ApplicationEvent, CloseMode
 from flame.protocol.subjects import check_application
 from flame_services.scheduler.closing import close_session
 from flame_services.scheduler.control_api.paging import page
@@ -84,10 +84,31 @@ class Applications:
         log.info("application updated", application=name)
         return record
 
+    async def disable_application(self, request: Named) -> ApplicationRecord:
+        """Let an application take no new sessions; those that it has go on."""
+        return await self._move(check_application(request.name), ApplicationEvent.DISABLE)
+
+    async def enable_application(self, request: Named) -> ApplicationRecord:
+        """Let an application take new sessions again."""
+        return await self._move(check_application(request.name), ApplicationEvent.ENABLE)
+
+    async def _move(self, name: str, event: ApplicationEvent) -> ApplicationRecord:
+        """Bring an application into the state that ``event`` leads to; where it is in that already, nothing changes."""
+
+        def move(record: ApplicationRecord) -> ApplicationRecord | None:
+            moved = APPLICATION.moves.get((record.state, event))
+            return None if moved is None else record.changed(state=moved)
+
+        record = await self._store.applications.change(name, move)
+        if record is None:
+            raise no_application(name)
+        log.info("application enabled or disabled", application=name, state=record.state.value)
+        return record
+
     async def unregister_application(self, request: UnregisterApplication) -> None:
         """Remove an application with all that is stored of it; by force, end its sessions first."""
         name = check_application(request.name)
-        record = await self.known(name)
+        await self.known(name)
         unreadable = self._store.sessions.unreadable
         if any(fields.get("application") == name for fields in unreadable.values()):
             raise Unavailable(
@@ -98,10 +119,7 @@ class Applications:
             raise ApplicationInUse(
                 f"application {name} has {len(living)} open session(s), such as {living[0].id}; close them or force it"
             )
-        if record.state is ApplicationState.ENABLED:
-            await self._store.applications.change(
-                name, lambda r: r.changed(state=APPLICATION.next(r.state, ApplicationEvent.DISABLE))
-            )
+        await self._move(name, ApplicationEvent.DISABLE)
         if not (
             await self._end(name, CloseMode.CLOSE, CLOSE_WAIT_S) or await self._end(name, CloseMode.FORCE, FORCE_WAIT_S)
         ):

@@ -64,6 +64,8 @@ class ControlApi:
             Verb.INFO: (Request, self.info),
             Verb.REGISTER_APPLICATION: (RegisterApplication, applications.register_application),
             Verb.UPDATE_APPLICATION: (UpdateApplication, applications.update_application),
+            Verb.DISABLE_APPLICATION: (Named, applications.disable_application),
+            Verb.ENABLE_APPLICATION: (Named, applications.enable_application),
             Verb.UNREGISTER_APPLICATION: (UnregisterApplication, applications.unregister_application),
             Verb.GET_APPLICATION: (Named, applications.get_application),
             Verb.LIST_APPLICATIONS: (List, applications.list_applications),
