@@ -34,35 +34,44 @@ if TYPE_CHECKING:
         open_session,
         register_application,
     )
+    from flame.client.chunks import Chunk, ChunkStream
     from flame.client.connection import Connection, connect
     from flame.client.logs import LogLine
     from flame.client.session import Session
     from flame.client.spec import SessionSpec
     from flame.client.task import Task, TaskHandle, TaskInformer
+    from flame.client.typed import TypedChunk, TypedHandle, TypedSession, TypedStream, TypedTask
     from flame.client.watching import SessionEvent
+    from flame.credentials import Secret
     from flame.errors import (
         ApplicationDisabled,
         ApplicationExists,
         ApplicationInUse,
         ApplicationNotFound,
         BrokerUnavailable,
+        ChunksGone,
         ConfigurationError,
         ExecutorNotFound,
         FlameError,
         InvalidArgument,
+        InvalidInput,
         InvalidName,
+        KeyReused,
         NodeNotFound,
         NotFound,
         PayloadTooLarge,
         QueueFull,
         Refused,
         SchedulerUnavailable,
+        SchemaMismatch,
         SessionExists,
         SessionFailed,
         SessionNotFound,
         SessionNotOpen,
         SpecMismatch,
+        StaleVersion,
         TaskCancelled,
+        TaskEnded,
         TaskError,
         TaskExpired,
         TaskFailed,
@@ -75,10 +84,15 @@ if TYPE_CHECKING:
     from flame.protocol.api import SessionInfo
     from flame.protocol.events import ClusterEvent
     from flame.protocol.messages import TaskFault, TaskOptions
+    from flame.protocol.progress import Progress
     from flame.protocol.records import ApplicationSpec
     from flame.protocol.states import CloseMode, SessionState, TaskState
     from flame.service.contexts import FlameService, SessionContext, TaskContext, TaskOutput
     from flame.service.run import run
+    from flame.service.signature import CommonData
+    from flame.service.state import State, StateEntry
+    from flame.service.typed import Entrypoint, TypedService, entrypoint, schemas_of
+    from flame.typed.codec import as_json
 
 __all__ = [
     "ApplicationDisabled",
@@ -87,22 +101,32 @@ __all__ = [
     "ApplicationNotFound",
     "ApplicationSpec",
     "BrokerUnavailable",
+    "Chunk",
+    "ChunkStream",
+    "ChunksGone",
     "CloseMode",
     "ClusterEvent",
+    "CommonData",
     "ConfigurationError",
     "Connection",
+    "Entrypoint",
     "ExecutorNotFound",
     "FlameError",
     "FlameService",
     "InvalidArgument",
+    "InvalidInput",
     "InvalidName",
+    "KeyReused",
     "LogLine",
     "NodeNotFound",
     "NotFound",
     "PayloadTooLarge",
+    "Progress",
     "QueueFull",
     "Refused",
     "SchedulerUnavailable",
+    "SchemaMismatch",
+    "Secret",
     "Session",
     "SessionContext",
     "SessionEvent",
@@ -114,9 +138,13 @@ __all__ = [
     "SessionSpec",
     "SessionState",
     "SpecMismatch",
+    "StaleVersion",
+    "State",
+    "StateEntry",
     "Task",
     "TaskCancelled",
     "TaskContext",
+    "TaskEnded",
     "TaskError",
     "TaskExpired",
     "TaskFailed",
@@ -129,15 +157,24 @@ __all__ = [
     "TaskState",
     "TaskTimeout",
     "TimedOut",
+    "TypedChunk",
+    "TypedHandle",
+    "TypedService",
+    "TypedSession",
+    "TypedStream",
+    "TypedTask",
     "Unavailable",
     "WrongThread",
     "__version__",
+    "as_json",
     "close_session",
     "connect",
     "create_session",
+    "entrypoint",
     "open_session",
     "register_application",
     "run",
+    "schemas_of",
 ]
 
 _NAMES = {
@@ -146,6 +183,10 @@ _NAMES = {
         "create_session",
         "open_session",
         "register_application",
+    ),
+    "flame.client.chunks": (
+        "Chunk",
+        "ChunkStream",
     ),
     "flame.client.connection": (
         "Connection",
@@ -159,30 +200,44 @@ _NAMES = {
         "TaskHandle",
         "TaskInformer",
     ),
+    "flame.client.typed": (
+        "TypedChunk",
+        "TypedHandle",
+        "TypedSession",
+        "TypedStream",
+        "TypedTask",
+    ),
     "flame.client.watching": ("SessionEvent",),
+    "flame.credentials": ("Secret",),
     "flame.errors": (
         "ApplicationDisabled",
         "ApplicationExists",
         "ApplicationInUse",
         "ApplicationNotFound",
         "BrokerUnavailable",
+        "ChunksGone",
         "ConfigurationError",
         "ExecutorNotFound",
         "FlameError",
         "InvalidArgument",
+        "InvalidInput",
         "InvalidName",
+        "KeyReused",
         "NodeNotFound",
         "NotFound",
         "PayloadTooLarge",
         "QueueFull",
         "Refused",
         "SchedulerUnavailable",
+        "SchemaMismatch",
         "SessionExists",
         "SessionFailed",
         "SessionNotFound",
         "SessionNotOpen",
         "SpecMismatch",
+        "StaleVersion",
         "TaskCancelled",
+        "TaskEnded",
         "TaskError",
         "TaskExpired",
         "TaskFailed",
@@ -198,6 +253,7 @@ _NAMES = {
         "TaskFault",
         "TaskOptions",
     ),
+    "flame.protocol.progress": ("Progress",),
     "flame.protocol.records": ("ApplicationSpec",),
     "flame.protocol.states": (
         "CloseMode",
@@ -211,6 +267,15 @@ _NAMES = {
         "TaskOutput",
     ),
     "flame.service.run": ("run",),
+    "flame.service.state": ("State", "StateEntry"),
+    "flame.service.signature": ("CommonData",),
+    "flame.service.typed": (
+        "Entrypoint",
+        "TypedService",
+        "entrypoint",
+        "schemas_of",
+    ),
+    "flame.typed.codec": ("as_json",),
 }
 """Where each name comes from: what is imported above for those who read or check types."""
 

@@ -3,12 +3,14 @@
     FlameError
     ├── ConfigurationError            a setting, file or installation is wrong
     ├── InvalidArgument (ValueError)  a value was refused before anything was done
+    │   ├── InvalidInput
     │   ├── InvalidName
     │   └── PayloadTooLarge
     ├── NotFound (LookupError)
     │   ├── ApplicationNotFound
     │   ├── SessionNotFound
     │   ├── TaskNotFound
+    │   ├── ChunksGone
     │   ├── ExecutorNotFound
     │   └── NodeNotFound
     ├── Refused                       the cluster's state doesn't allow it; nothing was done
@@ -19,12 +21,16 @@
     │   ├── SessionNotOpen
     │   │   └── SessionFailed
     │   ├── SpecMismatch
+    │   ├── TaskEnded
+    │   ├── StaleVersion
+    │   ├── KeyReused
     │   └── QueueFull
     ├── TaskError                     a task ended, but not with an output; carries the task
     │   ├── TaskFailed
     │   │   └── TaskTimeout
     │   ├── TaskCancelled
-    │   └── TaskExpired
+    │   ├── TaskExpired
+    │   └── SchemaMismatch
     ├── MalformedMessage (ValueError) bytes on the wire are not what the protocol says
     │   └── UnsupportedVersion
     ├── IllegalTransition             a state machine was asked for a move that it doesn't have
@@ -67,6 +73,16 @@ class InvalidArgument(FlameError, ValueError):
     code = ErrorCode.INVALID_ARGUMENT
 
 
+class InvalidInput(InvalidArgument):
+    """A value is not what its type or its schema says; the text names every wrong field. Nothing was sent.
+
+    A service may raise it too, for an input that it will never take: then the task fails with the code
+    ``invalid_argument``, and isn't tried again.
+    """
+
+    code = ErrorCode.INVALID_ARGUMENT
+
+
 class InvalidName(InvalidArgument):
     """A name can't be a subject token: it must match ``[A-Za-z0-9_-]{1,64}``."""
 
@@ -97,6 +113,15 @@ class SessionNotFound(NotFound):
 
 class TaskNotFound(NotFound):
     """The session has no task of this id, or its result has aged out."""
+
+    code = ErrorCode.TASK_NOT_FOUND
+
+
+class ChunksGone(NotFound):
+    """What a task emitted is not kept any more, or not from the start: it is too old, or there is too much of others.
+
+    The task itself is not affected: see its output.
+    """
 
     code = ErrorCode.TASK_NOT_FOUND
 
@@ -159,6 +184,27 @@ class SpecMismatch(Refused):
     code = ErrorCode.SPEC_MISMATCH
 
 
+class TaskEnded(Refused):
+    """A service emitted a chunk, or told of progress, when the task's run had ended or was told to end."""
+
+    code = ErrorCode.INVALID_ARGUMENT
+
+
+class StaleVersion(Refused):
+    """Something was to be changed if it still has a version, and has another one. The text names both.
+
+    Common data of a session, or a value of its state: read it again, and decide anew.
+    """
+
+    code = ErrorCode.STALE_VERSION
+
+
+class KeyReused(Refused):
+    """The key names a task of the session that was created with another input. Nothing was stored."""
+
+    code = ErrorCode.KEY_REUSED
+
+
 class QueueFull(Refused):
     """The application holds as many waiting tasks as it may. The task was not stored."""
 
@@ -179,7 +225,8 @@ class TaskFailed(TaskError):
 
     ``task_failed``: the service raised. ``session_failed``: it waited when its session failed. ``task_poisoned``: too
     many executors were lost while they ran it. ``out_of_memory``: its executor used more than its session asked for.
-    ``payload_too_large``: its output is over the limit. ``internal``: a fault of Flame itself.
+    ``payload_too_large``: its output is over the limit. ``invalid_argument``: the service refuses its input.
+    ``internal``: a fault of Flame itself.
     """
 
     code = ErrorCode.TASK_FAILED
@@ -204,6 +251,15 @@ class TaskExpired(TaskError):
     """The task was not started within its ``expires_s``; or its result is older than results are kept, and is gone."""
 
     code = ErrorCode.TASK_EXPIRED
+
+
+class SchemaMismatch(TaskError):
+    """A task succeeded, but its output is not of the type that this client expects; the text names every wrong field.
+
+    Client and service were written for different types: compare them. ``task.output`` has the output as it came.
+    """
+
+    code = ErrorCode.INVALID_ARGUMENT
 
 
 class MalformedMessage(FlameError, ValueError):
@@ -267,6 +323,8 @@ _BY_CODE: dict[str, type[FlameError]] = {
         SessionNotOpen,
         SessionFailed,
         SpecMismatch,
+        StaleVersion,
+        KeyReused,
         TaskNotFound,
         ExecutorNotFound,
         NodeNotFound,

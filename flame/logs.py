@@ -69,9 +69,11 @@ def configure_logs(level: str = "info", json: bool = False) -> None:
     """Send the logs of a Flame program to standard error. For programs, never called by the library."""
     import structlog  # noqa: PLC0415  # see above
 
-    renderer = (
-        structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    # Not with the values of local variables, as it would be where rich is installed: there may be secrets among them.
+    console = structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
     )
+    renderer = structlog.processors.JSONRenderer() if json else console
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

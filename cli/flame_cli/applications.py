@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -65,9 +66,12 @@ def view(endpoint: str | None, name: str, form: Format) -> None:
     print_document(document(cluster.run(endpoint, lambda connection: connection.get_application(name))), form)
 
 
-def register(endpoint: str | None, file: str) -> None:
-    """Register every application that a YAML file declares; none if the file has a mistake."""
-    declared = _declared(file)
+def register(endpoint: str | None, file: str, *, describe: bool = False) -> None:
+    """Register every application that a YAML file declares; none if the file has a mistake.
+
+    With ``describe`` their services are asked for the schemas of what they take and return: see `described`.
+    """
+    declared = _declared(file, describe=describe)
 
     async def command(connection: Connection) -> None:
         for application in declared:
@@ -77,9 +81,9 @@ def register(endpoint: str | None, file: str) -> None:
     cluster.run(endpoint, command)
 
 
-def update(endpoint: str | None, file: str) -> None:
+def update(endpoint: str | None, file: str, *, describe: bool = False) -> None:
     """Give every application that a YAML file declares its new specification; none if the file has a mistake."""
-    declared = _declared(file)
+    declared = _declared(file, describe=describe)
 
     async def command(connection: Connection) -> None:
         for application in declared:
@@ -107,11 +111,16 @@ def unregister(endpoint: str | None, name: str, *, force: bool) -> None:
     print(f"application {name} unregistered")
 
 
-def _declared(file: str) -> list[DeclaredApplication]:
+def _declared(file: str, *, describe: bool) -> list[DeclaredApplication]:
     from flame_cli.yaml_spec import read_applications  # no other command needs a YAML parser
 
     source, text, folder = _read(file)
-    return read_applications(text, source=source, folder=folder, variables=os.environ)
+    declared = read_applications(text, source=source, folder=folder, variables=os.environ)
+    if not describe:
+        return declared
+    from flame_cli.describing import described  # for those who ask for it
+
+    return [replace(application, spec=described(application.name, application.spec)) for application in declared]
 
 
 def _read(file: str) -> tuple[str, str, Path]:

@@ -101,6 +101,12 @@ class JetStreamBucket:
             headers[EXPECTED_REVISION] = str(revision)
         await self._write(key, b"", headers)
 
+    async def clear(self, pattern: str) -> int:
+        """See `flame.broker.seam.Bucket.clear`."""
+        body = {"filter": self._prefix + pattern}
+        answer = await insist(self._nc, f"STREAM.PURGE.{self._stream}", body, f"clear {self._prefix}{pattern}")
+        return int(answer.get("purged", 0))
+
     async def entries(self, pattern: str = ">") -> list[Entry]:
         """See `flame.broker.seam.Bucket.entries`."""
         return await read_all(self._nc, self._stream, self._prefix, pattern)

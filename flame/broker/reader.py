@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Final
 
+from flame.broker.bucket import read_message
 from flame.broker.seam import Entry, Listener, StoredMessage
 from flame.broker.watch import HEARTBEAT_S, READ_TIMEOUT_S, Reading
 from flame.broker.wire import SECOND_NS
@@ -88,7 +89,14 @@ async def read_stream(
     """See `flame.broker.seam.Broker.read`."""
     loop = asyncio.get_running_loop()
     progress_at = loop.time()
+    last: int | None = None
     while True:
+        if not follow and last is None:
+            # What a consumer says is left for it has been too little at times: the leader knows what is there.
+            newest = await read_message(nc, stream, {"last_by_subj": pattern}, f"read {pattern}")
+            last = 0 if newest is None else newest.sequence
+        if last is not None and after >= last:
+            return
         reading = StreamReading(nc, stream, pattern, after)
         forget = on_reconnect(reading.interrupt)
         try:
@@ -97,8 +105,8 @@ async def read_stream(
                 after = message.sequence
                 yield message
                 progress_at = loop.time()
-            if reading.complete.done() and not follow:
-                return
+            if reading.complete.done():
+                last = None  # what is missing went meanwhile, or it was told too little: look again
         except BrokerUnavailable:
             if nc.is_closed or (not follow and loop.time() - progress_at > READ_TIMEOUT_S):
                 raise

@@ -114,6 +114,9 @@ class Bucket(Protocol):
     async def delete(self, key: str, revision: int | None = None) -> None:
         """Remove a key and its history; with ``revision`` only if it still has that."""
 
+    async def clear(self, pattern: str) -> int:
+        """Remove all keys that match, with their history; return how many there were. Watchers hear nothing of it."""
+
     async def entries(self, pattern: str = ">") -> list[Entry]:
         """Read all values whose keys match, in the order of their last change."""
 

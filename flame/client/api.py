@@ -8,6 +8,7 @@ from typing import Any
 from flame.client.default import default_connection
 from flame.client.session import Session
 from flame.client.spec import SessionSpec
+from flame.credentials import GivenSecrets
 from flame.protocol import defaults
 from flame.protocol.records import ApplicationSpec
 from flame.protocol.states import CloseMode
@@ -25,6 +26,8 @@ async def create_session(  # noqa: PLR0913  # each is something to say of a sess
     labels: Mapping[str, str] | None = None,
     weight: float | None = None,
     idle_timeout_s: float | None = None,
+    credentials: GivenSecrets | None = None,
+    delegations: GivenSecrets | None = None,
 ) -> Session:
     """Open a new session on the default connection; see `Connection.create_session`."""
     connection = await default_connection()
@@ -39,6 +42,8 @@ async def create_session(  # noqa: PLR0913  # each is something to say of a sess
         labels=labels,
         weight=weight,
         idle_timeout_s=idle_timeout_s,
+        credentials=credentials,
+        delegations=delegations,
     )
 
 

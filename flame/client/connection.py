@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from types import TracebackType
@@ -16,9 +17,10 @@ from flame.client.ids import TaskIds
 from flame.client.listing import list_tasks
 from flame.client.logs import LogLine, read_logs
 from flame.client.session import Session
-from flame.client.spec import SessionSpec
+from flame.client.spec import SessionSpec, check_common_data
 from flame.client.task import Task
 from flame.config import resolve_target
+from flame.credentials import GivenSecrets
 from flame.errors import BrokerUnavailable, InvalidArgument, SessionExists, Unavailable
 from flame.protocol import defaults, subjects
 from flame.protocol.api import (
@@ -43,6 +45,7 @@ from flame.protocol.api import (
     TaskCancels,
     UnregisterApplication,
     UpdateApplication,
+    UpdateCommonData,
     Verb,
 )
 from flame.protocol.ids import mint_session_id
@@ -142,6 +145,8 @@ class Connection:
         labels: Mapping[str, str] | None = None,
         weight: float | None = None,
         idle_timeout_s: float | None = None,
+        credentials: GivenSecrets | None = None,
+        delegations: GivenSecrets | None = None,
     ) -> Session:
         """Open a new session; see `SessionSpec` for the arguments.
 
@@ -162,6 +167,8 @@ class Connection:
             labels=labels or {},
             weight=weight,
             idle_timeout_s=idle_timeout_s,
+            credentials=credentials or {},
+            delegations=delegations or {},
         )
         request = spec.request(session_id)
         for attempt in range(1, _MINT_ATTEMPTS + 1):
@@ -195,6 +202,17 @@ class Connection:
             InvalidArgument: ``mode`` is none.
         """
         await self.request_close(session_id, mode)
+
+    async def update_common_data(self, session_id: str, data: bytes, *, expected_version: int | None = None) -> int:
+        """Give a session other common data; see `Session.update_common_data`. Raises `SessionNotFound`."""
+        fields = {
+            "session": check_token("session", session_id),
+            "data": check_common_data(data),
+            "expected_version": expected_version,
+            "token": secrets.token_hex(8),
+        }
+        request = UpdateCommonData.check("update_common_data", fields)
+        return (await self.call(Verb.UPDATE_COMMON_DATA, request, SessionRecord)).common_data_version
 
     async def cancel_tasks(self, session_id: str, tasks: Iterable[str], reason: str = "") -> dict[str, TaskState]:
         """Give tasks of a session up by their ids; see `Session.cancel_tasks`. Raises `SessionNotFound`."""

@@ -61,4 +61,5 @@ def finished_task(task_id: str, session: str, application: str, record: ResultRe
         record.attempt,
         record.started,
         record.finished,
+        record.chunks,
     )

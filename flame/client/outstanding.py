@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from flame.broker.errors import Duplicate, NotAcknowledged, StreamFull, StreamMissing
 from flame.broker.seam import LiveMessage
 from flame.cancel import end_tasks
+from flame.client.chunks import ChunkStream
+from flame.client.keyed import KeyedTaskHandle, check_key
 from flame.client.listing import finished_task
 from flame.client.task import Task, TaskHandle, TaskInformer
 from flame.errors import (
@@ -20,13 +23,16 @@ from flame.errors import (
     PayloadTooLarge,
     QueueFull,
     SchedulerUnavailable,
+    TaskNotFound,
     Unavailable,
 )
 from flame.logs import get_logger
 from flame.protocol import defaults, subjects
 from flame.protocol.api import LOOK_UP_LIMIT, LookUpTasks, TaskLooks, Verb
 from flame.protocol.codes import ErrorCode
+from flame.protocol.ids import digest_of, keyed_task_id
 from flame.protocol.messages import ResultRecord, RunningEvent, TaskFault, TaskMessage, TaskOptions
+from flame.protocol.progress import Progress
 from flame.protocol.records import SessionRecord
 from flame.protocol.states import TaskState
 
@@ -53,10 +59,20 @@ class Outstanding:
         self._handles: dict[str, TaskHandle] = {}
         self._unacknowledged = 0
         self._window: asyncio.Future[None] | None = None
-        self._cancel = partial(connection.cancel_tasks, record.id)
+        self.broker = connection.broker
+        self.cancel = partial(connection.cancel_tasks, record.id)
+        """Cancels tasks of the session by their ids, for a reason, and returns the states that they then have."""
+        self._heard: dict[str, int] = {}
+        """By the ids of tasks that were found and not created here: how many listen for their ends."""
         self._retries: set[asyncio.Task[None]] = set()
         self.on_task: Callable[[Task], None] | None = None
         """Called with every state that is learned of a task of the session, whoever created it, if anybody watches."""
+        self.on_progress: Callable[[str, Progress], None] | None = None
+        """Called with every progress of a task of the session, if anybody watches."""
+        self.common_data_version = record.common_data_version
+        """The newest of the session's common data that this client has heard of."""
+        self._least = _least(record.common_data_version)
+        """What tasks without options of their own have: ``None`` while the common data was never changed."""
         self._page = 0
         """Which part of many old ones is looked up next."""
 
@@ -75,16 +91,15 @@ class Outstanding:
 
         What comes of it reaches the handle. Raises `PayloadTooLarge`.
         """
+        if self._least is not None:
+            options = self._not_older(options)
         payload = TaskMessage(data, informer is not None, options=options).encode()
         if len(payload) > defaults.INLINE_LIMIT_BYTES:
-            raise PayloadTooLarge(
-                f"input of {len(data)} bytes: with its envelope {len(payload)}, the limit is"
-                f" {defaults.INLINE_LIMIT_BYTES}; pass a reference to large data instead"
-            )
+            raise _too_large(data, payload)
         while self._unacknowledged >= defaults.PUBLISH_WINDOW:
             await self._room()
         task_id = self._connection.task_ids.mint()
-        handle = TaskHandle(task_id, self._record, payload, self._loop, informer, self._cancel)
+        handle = TaskHandle(task_id, self._record, payload, self._loop, informer, self)
         self._handles[task_id] = handle
         self._unacknowledged += 1
         try:
@@ -98,6 +113,45 @@ class Outstanding:
             self._handles.pop(task_id, None)
             raise
         return handle
+
+    async def submit_keyed(
+        self, data: bytes, informer: TaskInformer | None, options: TaskOptions | None, key: str
+    ) -> TaskHandle:
+        """Have the task that a key names stored, or find it, and return when it is certain that there is one.
+
+        Raises `KeyReused` if that has another input, and what is raised where a task can't be stored.
+        """
+        task_id, digest = keyed_task_id(check_key(key)), digest_of(data)
+        handle = self._handles.get(task_id)
+        if not isinstance(handle, KeyedTaskHandle):
+            payload = TaskMessage(data, informer is not None, True, self._not_older(options), digest).encode()
+            if len(payload) > defaults.INLINE_LIMIT_BYTES:
+                raise _too_large(data, payload)
+            handle = KeyedTaskHandle(task_id, self._record, payload, self._loop, informer, self)
+            handle.name(key, digest)
+            self._handles[task_id] = handle
+            self._unacknowledged += 1
+            handle.storing = self._loop.create_task(self._store_again(handle))
+            self._retries.add(handle.storing)
+            handle.storing.add_done_callback(self._retries.discard)
+        handle.check(digest)
+        assert handle.storing is not None
+        await asyncio.shield(handle.storing)
+        handle.check_stored()
+        return handle
+
+    def note_common_data(self, version: int) -> None:
+        """Have no task that is created from now on run with older common data than this."""
+        if version > self.common_data_version:
+            self.common_data_version = version
+            self._least = _least(version)
+
+    def _not_older(self, options: TaskOptions | None) -> TaskOptions | None:
+        """Add to a task's options that it isn't to run with older common data than this client has heard of."""
+        if options is None or not self.common_data_version:
+            return options or self._least
+        version = max(self.common_data_version, options.common_data_version or 0)
+        return replace(options, common_data_version=version)
 
     async def _room(self) -> None:
         if self._window is None:
@@ -153,11 +207,12 @@ class Outstanding:
         last: FlameError | None = None
         while self._loop.time() < deadline and not handle.stored and not handle.done():
             try:
-                looks = await self._look_up_if_possible(handle.id)
+                looks = await (self._look_up_keyed if handle.digest else self._look_up_if_possible)(handle.id)
                 if not (looks.waiting or looks.results):
                     await self._connection.broker.store(subject, data, STORE_ATTEMPT_S)
             except Duplicate:
-                pass
+                if handle.digest:
+                    continue  # somebody was quicker, with this input or another
             except Unavailable as error:
                 last = error
                 await asyncio.sleep(pause_s)
@@ -189,6 +244,14 @@ class Outstanding:
         except SchedulerUnavailable:
             return TaskLooks()
 
+    async def _look_up_keyed(self, task_id: str) -> TaskLooks:
+        """Look up the task that a key names; raise `KeyReused` if one waits that has another input."""
+        looks = await self.look_up([task_id])
+        handle = self._handles.get(task_id)
+        if isinstance(handle, KeyedTaskHandle):
+            handle.check(looks.digests.get(task_id, b""))
+        return looks
+
     # ---- their ends
 
     def on_event(self, message: LiveMessage) -> None:
@@ -205,6 +268,23 @@ class Outstanding:
                     self._run(task_id, handle, RunningEvent.decode(message.data))
                 except MalformedMessage as error:
                     log.warning("unreadable event", subject=message.subject, error=str(error))
+
+        elif kind == "progress":
+            self._progress(task_id, message)
+
+    def _progress(self, task_id: str, message: LiveMessage) -> None:
+        handle = self._handles.get(task_id)
+        if handle is None and self.on_progress is None:
+            return
+        try:
+            progress = Progress.decode(message.data)
+        except MalformedMessage as error:
+            log.warning("unreadable event", subject=message.subject, error=str(error))
+            return
+        if handle is not None:
+            handle.note_progress(progress)
+        if self.on_progress is not None:
+            self.on_progress(task_id, progress)
 
     def _run(self, task_id: str, handle: TaskHandle | None, event: RunningEvent) -> None:
         task = self._task_of_others(task_id) if handle is None else handle.task
@@ -276,6 +356,49 @@ class Outstanding:
             if self.on_task is not None:
                 self.on_task(handle.task)
 
+    # ---- listening to what they emit
+
+    def stream(self, handle: TaskHandle) -> ChunkStream:
+        """Return what the task of a handle emits."""
+
+        async def find() -> TaskHandle:
+            return handle
+
+        return ChunkStream(self, find)
+
+    async def find(self, task_id: str) -> TaskHandle:
+        """Listen for the end of a task of the session, whoever created it, until `release`. Raises `TaskNotFound`."""
+        handle = self._handles.get(task_id)
+        if handle is not None and task_id not in self._heard:
+            return handle
+        if handle is None:
+            handle = TaskHandle(task_id, self._record, b"", self._loop, None, self)
+            handle.stored = True
+            self._handles[task_id] = handle
+        self._heard[task_id] = self._heard.get(task_id, 0) + 1
+        try:
+            looks = await self.look_up([task_id])
+            if not (handle.done() or looks.waiting or looks.results or looks.unread):
+                raise TaskNotFound(f"session {self._record.id} has no task {task_id!r}, or its result has aged out")
+        except BaseException:
+            self.release(task_id)
+            raise
+        for record in looks.results.values():
+            self.finish(task_id, record)
+        return handle
+
+    def heard(self, handle: TaskHandle) -> TaskHandle:
+        """Return the handle by which the end of a task is heard: another one may have taken the place of this one."""
+        return handle if handle.done() else self._handles.setdefault(handle.id, handle)
+
+    def release(self, task_id: str) -> None:
+        """Listen no more for the end of a task that was found, once for each time that it was."""
+        listeners = self._heard.pop(task_id, 0) - 1
+        if listeners > 0:
+            self._heard[task_id] = listeners
+        elif listeners == 0 and self._handles.pop(task_id, None) is not None and not self._handles:
+            self._on_quiet()
+
     # ---- leaving
 
     async def ended(self) -> None:
@@ -295,3 +418,14 @@ class Outstanding:
     async def stop(self) -> None:
         """Store nothing more."""
         await end_tasks(self._retries)
+
+
+def _least(version: int) -> TaskOptions | None:
+    return TaskOptions(common_data_version=version) if version else None
+
+
+def _too_large(data: bytes, payload: bytes) -> PayloadTooLarge:
+    return PayloadTooLarge(
+        f"input of {len(data)} bytes: with its envelope {len(payload)}, the limit is"
+        f" {defaults.INLINE_LIMIT_BYTES}; pass a reference to large data instead"
+    )

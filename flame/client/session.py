@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, overload
 from weakref import WeakSet
 
 from flame.broker.seam import LiveMessage, Subscription
+from flame.client.chunks import ChunkStream
 from flame.client.listing import list_tasks
-from flame.client.mapping import finished
+from flame.client.mapping import MapOptions, mapped
 from flame.client.outstanding import Outstanding
 from flame.client.reconciling import Reconciler
 from flame.client.task import Task, TaskHandle, TaskInformer
@@ -34,11 +35,14 @@ from flame.protocol import subjects
 from flame.protocol.api import CloseSession, SessionInfo
 from flame.protocol.events import ClusterEvent
 from flame.protocol.messages import ResultRecord, TaskOptions
+from flame.protocol.progress import Progress
 from flame.protocol.records import SessionRecord
 from flame.protocol.states import CloseMode, SessionState, TaskState
 
 if TYPE_CHECKING:
     from flame.client.connection import Connection
+    from flame.client.typed import TypedSession
+    from flame.typed.codec import Contract, I, O
 
 log = get_logger("flame.client")
 
@@ -83,6 +87,11 @@ class Session:
         """The latest known state."""
         return self._record.state
 
+    @property
+    def common_data_version(self) -> int:
+        """How often its common data was changed since its creation, as far as this client has heard of it."""
+        return self._tasks.common_data_version
+
     def __repr__(self) -> str:
         """Name the session and its state."""
         return f"<Session {self.id} {self.state.value}>"
@@ -96,6 +105,7 @@ class Session:
         *,
         timeout_s: float | None = None,
         options: TaskOptions | None = None,
+        key: str | None = None,
     ) -> Task:
         """Run a task and return it with its ``output``.
 
@@ -105,6 +115,7 @@ class Session:
             timeout_s: How long to wait for its end. The task goes on after that, and can be looked up with `get_task`.
                 How long the task itself may run is ``options.timeout_s``.
             options: How the task is to be run, where that differs from what its application says.
+            key: Names the task within the session, see `create_task`.
 
         Raises:
             TaskFailed: The service raised, or the task was given up; `TaskTimeout` if it ran for too long.
@@ -115,7 +126,7 @@ class Session:
             QueueFull: The application holds as many waiting tasks as it may.
             BrokerUnavailable: The broker did not acknowledge the task; it may have been stored.
         """
-        handle = await self._submit(input, informer, _checked(options))
+        handle = await self._submit(input, informer, _checked(options), key)
         if timeout_s is None:
             return await handle
         try:
@@ -127,13 +138,26 @@ class Session:
             ) from None
 
     async def create_task(
-        self, input: bytes | str, informer: TaskInformer | None = None, *, options: TaskOptions | None = None
+        self,
+        input: bytes | str,
+        informer: TaskInformer | None = None,
+        *,
+        options: TaskOptions | None = None,
+        key: str | None = None,
     ) -> TaskHandle:
         """Store a task and return what can be awaited for its end: from now on it will not be lost.
 
         Arguments and errors as in `invoke`.
+
+        With a ``key``, such as ``"order-17"``, there is one task for all who create it in this session: whoever is
+        first has it stored, whoever comes later, from whichever client, gets the same task, which may have ended,
+        however it did. So it can be created again when it isn't known whether it was. That holds for as long as results
+        are kept, a day after its end. ``informer`` and ``options`` are those of whoever is first, the informer within
+        one client. It takes a question to the scheduler, so it is slower. A key is a text of 1 to 512 characters.
+        Raises `KeyReused` if the task of that key has another input; whether it has is known of waiting tasks, and of
+        those that a service with Flame's SDK has run.
         """
-        handle = await self._submit(input, informer, _checked(options))
+        handle = await self._submit(input, informer, _checked(options), key)
         stored = handle.when_stored()
         if stored is not None:
             await stored
@@ -159,32 +183,112 @@ class Session:
                 await stored
         return handles
 
-    async def map(
+    def map(
         self,
         inputs: Iterable[bytes | str] | AsyncIterable[bytes | str],
         *,
         ordered: bool = True,
         in_flight: int = 1000,
         raise_failed: bool = True,
+        cancel_on_exit: bool = True,
+        on_progress: Callable[[int, int | None], None] | None = None,
         options: TaskOptions | None = None,
-    ) -> AsyncIterator[Task]:
+    ) -> AsyncGenerator[Task, None]:
         """Run a task for each input and yield the finished tasks, in the order of the inputs or as they finish.
 
-        Inputs are taken as results are asked for, so that any number of them needs little memory.
+        Inputs are taken as results are asked for, so that any number of them needs little memory. What iterating over
+        them raises is raised here, and ends it.
 
         Args:
             inputs: What the tasks get; an iterable or an asynchronous one.
             ordered: In the order of the inputs; otherwise as they finish.
             in_flight: How many tasks are outstanding at most.
             raise_failed: Raise at a task that failed, as `invoke` does; otherwise yield it like the others.
+            cancel_on_exit: Cancel what is outstanding when it ends before the last result: at an error, or when the
+                ``async for`` is left. That takes a moment after a ``break``; ``async with contextlib.aclosing(...)``
+                says when it is done. Otherwise what is outstanding goes on.
+            on_progress: Called before each task is yielded, with how many that makes and how many inputs there are:
+                ``None`` if they have no length. What it raises ends the map.
             options: How each of the tasks is to be run, where that differs from what their application says.
         """
-        if in_flight < 1:
-            raise InvalidArgument(f"in_flight: expected at least 1, got {in_flight}")
+        how = MapOptions(
+            ordered=ordered,
+            in_flight=in_flight,
+            raise_failed=raise_failed,
+            cancel_on_exit=cancel_on_exit,
+            on_progress=on_progress,
+        )
         submit = partial(self._submit, informer=None, options=_checked(options))
-        async for handle in finished(submit, inputs, in_flight, ordered=ordered):
-            task = await handle.finished()
-            yield task.check() if raise_failed else task
+        return mapped(submit, self.cancel_tasks, inputs, how)
+
+    # ---- values instead of bytes
+
+    @overload
+    def typed(self, input: Contract[I, O]) -> TypedSession[I, O]: ...
+    @overload
+    def typed(self, input: type[I], output: type[O]) -> TypedSession[I, O]: ...
+    @overload
+    def typed(self, input: type[I], output: object) -> TypedSession[I, Any]: ...
+    @overload
+    def typed(self, input: object, output: type[O]) -> TypedSession[Any, O]: ...
+    @overload
+    def typed(self, input: object, output: object) -> TypedSession[Any, Any]: ...
+    def typed(self, input: Any, output: Any = None) -> TypedSession[Any, Any]:
+        """Return this session with values instead of bytes: tasks take ``input`` and return ``output``.
+
+        ``session.typed(Question, Answer)``, or ``session.typed(summarise)`` where the function is at hand that
+        `entrypoint` was given. A type checker can't infer some types, as unions; say it for them:
+        ``typed: flame.TypedSession[int | None, Answer] = session.typed(int | None, Answer)``.
+
+        Raises:
+            ConfigurationError: One of them is no type that JSON can hold.
+        """
+        from flame.client.typed import TypedSession  # noqa: PLC0415  # for those who use it
+        from flame.typed.codec import Codec, Contract  # noqa: PLC0415
+
+        if isinstance(input, Contract):
+            return TypedSession(self, *input.codecs())
+        return TypedSession(self, Codec(input, "Session.typed: input"), Codec(output, "Session.typed: output"))
+
+    async def typed_as_published(self) -> TypedSession[Any, Any]:
+        """Return this session with JSON values instead of bytes, checked by what its application publishes.
+
+        For clients that don't have the service's types. Inputs are whatever `json.dumps` takes, and bytes are JSON
+        text; they are checked by the application's ``input_schema`` before they are sent. Outputs are what `json.loads`
+        returns. Where the application publishes no schema of one of them, that one is bytes. Schemas are those of this
+        moment; the service itself checks by those that it has then. Needs the extra ``flame-engine[typed]``.
+
+        Raises:
+            ConfigurationError: The application publishes no schemas, or the extra is not installed.
+        """
+        from flame.client.published import codecs  # noqa: PLC0415  # for those who use it
+        from flame.client.typed import TypedSession  # noqa: PLC0415
+
+        spec = (await self._connection.get_application(self.application)).spec
+        return TypedSession(self, *codecs(self.application, spec.input_schema, spec.output_schema))
+
+    def stream(self, input: bytes | str, *, options: TaskOptions | None = None, key: str | None = None) -> ChunkStream:
+        """Run a task and iterate over what it emits, as it does: ``async for chunk in session.stream(...)``.
+
+        The task is stored when the iteration begins. See `ChunkStream` for what it brings and raises, and `invoke` for
+        the arguments and for what it raises where the task can't be stored. A service emits by
+        `TaskContext.emit`, or by being a generator; of one that does neither no chunk comes.
+        """
+        return ChunkStream(self._tasks, partial(self._submit, input, None, _checked(options), key))
+
+    def open_stream(self, task_id: str) -> ChunkStream:
+        """Iterate over what a task of this session emits, from the start, whoever created it and however late this is.
+
+        Raises `TaskNotFound` when the iteration begins, if there is no such task or its result has aged out.
+        """
+        subjects.check_token("task", task_id)
+        return ChunkStream(self._tasks, partial(self._find_task, task_id), self._tasks.release)
+
+    async def _find_task(self, task_id: str) -> TaskHandle:
+        handle = await self._tasks.find(task_id)
+        if self._reconciler.timer is None and not handle.done():
+            self._reconciler.expect()
+        return handle
 
     async def get_task(self, task_id: str) -> Task:
         """Return a task of this session as the cluster knows it now, whoever created it.
@@ -193,7 +297,7 @@ class Session:
         """
         subjects.check_token("task", task_id)
         looks = await self._tasks.look_up([task_id])
-        handle = TaskHandle(task_id, self._record, b"", self._loop, None, self.cancel_tasks)
+        handle = TaskHandle(task_id, self._record, b"", self._loop, None, self._tasks)
         record = looks.results.get(task_id)
         if record is not None:
             handle.finish(ResultRecord.decode(record))
@@ -232,20 +336,45 @@ class Session:
         """
         return await list_tasks(self._connection, self.application, self.id, after=after, limit=limit)
 
+    async def update_common_data(self, data: bytes, *, expected_version: int | None = None) -> int:
+        """Give the session other common data and return its version: 1 for the first change, then 2 and so on.
+
+        A task that this client creates after this has returned runs with this version or a later one, whichever
+        executor runs it, and so does one of any other client that has opened the session since, or heard of the change.
+        A task that runs meanwhile is not disturbed. Services hear of it by `FlameService.on_common_data_update`, idle
+        ones at once. What was before is gone.
+
+        Args:
+            data: At most 256 KiB.
+            expected_version: Change it only if it has this version, see `common_data_version`; 0: if it was never
+                changed. ``None``: whichever it has.
+
+        Raises:
+            StaleVersion: It has another version than ``expected_version``; the text names both.
+            SessionNotOpen: The session has ended, or is closing.
+            PayloadTooLarge: ``data`` is over the limit.
+            InvalidArgument: ``data`` is not bytes, or ``expected_version`` can be no version.
+            SchedulerUnavailable: No scheduler answers; it may have been changed.
+        """
+        version = await self._connection.update_common_data(self.id, data, expected_version=expected_version)
+        self._tasks.note_common_data(version)
+        return version
+
     def watch(self) -> AsyncIterator[SessionEvent]:
         """Follow what happens to the session, its executors and its tasks from now on.
 
         The first event is the session's present state. Then come its further states; those of its executors, with the
         reason where one ended out of order; why it has fewer executors than it could use, and that an executor failed
-        to enter it and another will try. Of tasks come: of the ones
-        that this client creates every state that it learns of; of others' that they run, if they do for 100 ms, and
-        their end. No state of a task comes twice. After a lost connection it goes on with what has become of the
+        to enter it and another will try. Of tasks come: of the ones that this client creates every state that it learns
+        of; of others' that they run, if they do for 100 ms, and their end; of all of them how far they are, where their
+        service tells. No state of a task comes twice. After a lost connection it goes on with what has become of the
         session and of this client's tasks meanwhile. It ends when the session has ended and everything was told, and
         raises `BrokerUnavailable` if the connection is closed before. Events wait in memory until they are taken.
         """
         watch = SessionWatch(self._record, self._look_for_watches)
         self._watches.add(watch)
         self._tasks.on_task = self._tell_task
+        self._tasks.on_progress = self._tell_progress
         return watch
 
     def _tell_task(self, task: Task) -> None:
@@ -253,6 +382,12 @@ class Session:
             self._tasks.on_task = None
         for watch in tuple(self._watches):
             watch.on_task(task)
+
+    def _tell_progress(self, task_id: str, progress: Progress) -> None:
+        if not self._watches:
+            self._tasks.on_progress = None
+        for watch in tuple(self._watches):
+            watch.on_progress(task_id, progress)
 
     async def _look_for_watches(self) -> bool:
         """Look the session up; tell whether it has ended and nothing is outstanding."""
@@ -311,13 +446,17 @@ class Session:
             await self.close(timeout_s=CLOSE_AFTER_ERROR_S)
 
     async def _submit(
-        self, input: bytes | str, informer: TaskInformer | None, options: TaskOptions | None
+        self, input: bytes | str, informer: TaskInformer | None, options: TaskOptions | None, key: str | None = None
     ) -> TaskHandle:
         if self._record.state is not SessionState.OPEN:
             raise self._ended_error()
         if self._connection.closed:
             raise BrokerUnavailable("the connection is closed; make another")
-        handle = await self._tasks.submit(input if type(input) is bytes else _as_bytes(input), informer, options)
+        data = input if type(input) is bytes else _as_bytes(input)
+        if key is None:
+            handle = await self._tasks.submit(data, informer, options)
+        else:
+            handle = await self._tasks.submit_keyed(data, informer, options, key)
         if self._reconciler.timer is None:
             self._reconciler.expect()
         return handle
@@ -345,6 +484,7 @@ class Session:
 
     def _note(self, record: SessionRecord) -> None:
         """Take a state of the session over; states only ever go forward."""
+        self._tasks.note_common_data(record.common_data_version)
         if self._record.settled or (self._record.state is not SessionState.OPEN and record.state is SessionState.OPEN):
             return
         self._record = record

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from flame.credentials import GivenSecrets, check_secrets
 from flame.errors import InvalidArgument, PayloadTooLarge
 from flame.protocol import defaults
 from flame.protocol.api import CreateSession
@@ -34,18 +35,18 @@ class SessionSpec:
     """Its part of a full cluster, in relation to that of others of its priority; ``None``: the application's."""
     idle_timeout_s: float | None = None
     """It is closed when it has had no task for this long; 0: never. ``None``: the application's, a day by default."""
+    credentials: GivenSecrets = field(default_factory=dict, repr=False)
+    """Secrets by name, for its executors only: in ``context.credentials`` they hide their values, see `Secret`. At most
+    64, and 32 KiB. They are kept until the session has ended.
+    """
+    delegations: GivenSecrets = field(default_factory=dict, repr=False)
+    """The same of what says on whose behalf the session acts: in ``context.delegations``."""
 
     def request(self, session_id: str | None) -> CreateSession:
         """Return the control API's request; raise `InvalidArgument` for what can't be asked for."""
         check_application(self.application)
         if session_id is not None:
             check_token("session", session_id)
-        if not isinstance(self.common_data, bytes):
-            raise InvalidArgument(f"common_data: expected bytes, got {type(self.common_data).__name__}")
-        if len(self.common_data) > defaults.INLINE_LIMIT_BYTES:
-            raise PayloadTooLarge(
-                f"common_data of {len(self.common_data)} bytes: the limit is {defaults.INLINE_LIMIT_BYTES}"
-            )
         options: dict[str, Any] = {
             "min_instances": self.min_instances,
             "max_instances": self.max_instances,
@@ -58,7 +59,18 @@ class SessionSpec:
             options["resources"] = self.resources
         return CreateSession(
             application=self.application,
-            common_data=self.common_data,
+            common_data=check_common_data(self.common_data),
             id=session_id,
             options=SessionOptions.check("session", options),
+            credentials=check_secrets("credentials", self.credentials),
+            delegations=check_secrets("delegations", self.delegations),
         )
+
+
+def check_common_data(data: object) -> bytes:
+    """Return common data if it can be that; raise `InvalidArgument`, or `PayloadTooLarge`."""
+    if not isinstance(data, bytes):
+        raise InvalidArgument(f"common_data: expected bytes, got {type(data).__name__}")
+    if len(data) > defaults.INLINE_LIMIT_BYTES:
+        raise PayloadTooLarge(f"common_data of {len(data)} bytes: the limit is {defaults.INLINE_LIMIT_BYTES}")
+    return data

@@ -12,15 +12,15 @@ from flame.errors import FlameError, TaskCancelled, TaskExpired, TaskFailed, Tas
 from flame.logs import get_logger
 from flame.protocol.codes import ErrorCode
 from flame.protocol.messages import ResultRecord, RunningEvent, TaskFault
+from flame.protocol.progress import Progress
 from flame.protocol.states import TaskState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from flame.client.chunks import ChunkStream
+    from flame.client.outstanding import Outstanding
     from flame.protocol.records import SessionRecord
-
-    Cancel = Callable[[list[str], str], Awaitable[dict[str, TaskState]]]
-    """Cancels tasks of a session by their ids, for a reason, and returns the states that they then have."""
 
 log = get_logger("flame.client")
 
@@ -44,6 +44,8 @@ class Task:
     """When its run began, Unix seconds by the executor's clock; 0 if it has not."""
     finished: float = 0.0
     """When its record was made, Unix seconds; 0 if there is none."""
+    chunks: int = 0
+    """How many chunks its last run emitted, once it has ended."""
 
     def started_by(self, event: RunningEvent) -> Task:
         """Return the task once it runs."""
@@ -74,6 +76,9 @@ class TaskInformer:
     def on_update(self, task: Task) -> Awaitable[None] | None:
         """Hear of a state that the client learned of; of the terminal one exactly once."""
 
+    def on_progress(self, task: Task, progress: Progress) -> Awaitable[None] | None:
+        """Hear how far its run is, if the service tells; steps in between may be left out."""
+
     def on_error(self) -> Awaitable[None] | None:
         """Hear that the task failed or that its watch was lost; ``task.error`` of the last update says why."""
 
@@ -92,6 +97,10 @@ class Informing:
         self._put(lambda: self._informer.on_update(task))
         if task.state is TaskState.FAILED:
             self._put(self._informer.on_error)
+
+    def progress(self, task: Task, progress: Progress) -> None:
+        """Pass on how far the task is."""
+        self._put(lambda: self._informer.on_progress(task, progress))
 
     def lost(self, task: Task) -> None:
         """Pass on that nothing more can be learned; ``task.error`` says why."""
@@ -139,8 +148,8 @@ class TaskHandle:
     """A task that was created. Await it for the finished `Task`; a failed one raises `flame.TaskFailed`."""
 
     __slots__ = (
-        "_cancel",
         "_informing",
+        "_owner",
         "_storing",
         "_task",
         "application",
@@ -152,6 +161,9 @@ class TaskHandle:
         "stored",
     )
 
+    digest = b""
+    """Of the input of one that was created under a key."""
+
     def __init__(
         self,
         task_id: str,
@@ -159,7 +171,7 @@ class TaskHandle:
         payload: bytes,
         loop: asyncio.AbstractEventLoop,
         informer: TaskInformer | None,
-        cancel: Cancel,
+        owner: Outstanding,
     ) -> None:
         """Made by a session."""
         self.id = task_id
@@ -175,7 +187,7 @@ class TaskHandle:
         self.future: asyncio.Future[Task] = loop.create_future()
         self._storing: asyncio.Future[None] | None = None
         self._informing = None if informer is None else Informing(informer)
-        self._cancel = cancel
+        self._owner = owner
 
     @property
     def task(self) -> Task:
@@ -207,10 +219,14 @@ class TaskHandle:
         """
         if self.task.state.terminal:
             return self.task.state
-        states = await self._cancel([self.id], reason)
+        states = await self._owner.cancel([self.id], reason)
         if self.id not in states:
             raise TaskNotFound(f"session {self.session_id} has no task {self.id!r}, or its result has aged out")
         return states[self.id]
+
+    def stream(self) -> ChunkStream:
+        """Return what the task emits, from the start, whenever this is called; see `ChunkStream`."""
+        return self._owner.stream(self)
 
     async def finished(self) -> Task:
         """Wait for the end and return the task, however it ended. Raises only if nothing can be learned of it."""
@@ -262,6 +278,7 @@ class TaskHandle:
                 record.attempt,
                 record.started,
                 record.finished,
+                record.chunks,
             )
         )
 
@@ -276,6 +293,11 @@ class TaskHandle:
             self._informing.update(task)
         if task.state.terminal:
             self.future.set_result(task)
+
+    def note_progress(self, progress: Progress) -> None:
+        """Pass on how far the task is, unless it has ended."""
+        if self._informing is not None and not self.future.done():
+            self._informing.progress(self.task, progress)
 
     def lose(self, error: FlameError) -> None:
         """Give the task up: nothing more can be learned of it."""

@@ -6,12 +6,13 @@ import asyncio
 import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Self
 
 from flame.client.task import Task
 from flame.errors import FlameError
 from flame.protocol.events import ClusterEvent, Noun
+from flame.protocol.progress import Progress
 from flame.protocol.records import SessionRecord
 from flame.protocol.states import ExecutorState, SessionState, TaskState
 
@@ -27,6 +28,7 @@ TASK: Final = "task"
 EXECUTOR: Final = "executor"
 WAITING: Final = "waiting"
 RETRYING: Final = "retrying"
+PROGRESS: Final = "progress"
 
 _RANK: Final = {TaskState.PENDING: 0, TaskState.RUNNING: 1}
 _ENDED: Final = 2
@@ -44,6 +46,7 @@ class SessionEvent:
     ``session``: the session has another state. ``task``: one of its tasks has. ``executor``: one of its executors has.
     ``waiting``: why it has fewer executors than it could use is another, see ``reason``; with none it waits no more.
     ``retrying``: an executor failed to enter it, and another will try.
+    ``progress``: how far one of its tasks is, see ``progress``.
     """
     time: float
     """When it happened, Unix seconds; where that isn't recorded, when the client heard of it."""
@@ -63,6 +66,8 @@ class SessionEvent:
     """The executor's state, if it is about one."""
     node: str = ""
     """Where that executor is."""
+    progress: Progress | None = None
+    """How far the task is, if its service has told."""
 
 
 class SessionWatch(AsyncIterator[SessionEvent]):
@@ -134,6 +139,14 @@ class SessionWatch(AsyncIterator[SessionEvent]):
         code, reason = ("", "") if task.error is None else (str(task.error.code), task.error.message)
         now = at or time.time()
         self._put(SessionEvent(TASK, now, self._id, self._state, task.id, task.state, task.executor, reason, code))
+
+    def on_progress(self, task_id: str, progress: Progress) -> None:
+        """Take over how far a task is, unless it has ended."""
+        told = self._told.get(task_id)
+        if told is None or told[1] != _ENDED:
+            at, running = progress.at or time.time(), TaskState.RUNNING
+            event = SessionEvent(PROGRESS, at, self._id, self._state, task_id, running, progress.executor)
+            self._put(replace(event, progress=progress))
 
     def fail(self, error: FlameError) -> None:
         """Say that nothing more can be heard."""

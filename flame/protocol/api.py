@@ -6,10 +6,11 @@ An answer holds either ``ok`` with the verb's result or ``error`` with a code an
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from pydantic import Field
+from pydantic import Field, PlainSerializer, PlainValidator
 
+from flame.credentials import NO_SECRETS, Secrets, check_secrets, revealed
 from flame.errors import FlameError, MalformedMessage, from_code
 from flame.protocol.codec import VERSION, pack, unpack
 from flame.protocol.records import (
@@ -42,6 +43,7 @@ class Verb(StrEnum):
     GET_SESSION = "get_session"
     LIST_SESSIONS = "list_sessions"
     CLOSE_SESSION = "close_session"
+    UPDATE_COMMON_DATA = "update_common_data"
     GET_EXECUTOR = "get_executor"
     LIST_EXECUTORS = "list_executors"
     GET_NODE = "get_node"
@@ -55,6 +57,18 @@ PAGE: Final = 1000
 """Things in one answer to a list, at most."""
 LOOK_UP_LIMIT: Final = 1024
 """Tasks in one look-up, at most."""
+
+
+def _credentials(given: object) -> Secrets:
+    return check_secrets("credentials", given)
+
+
+Credentials = Annotated[
+    Secrets,
+    PlainValidator(_credentials),
+    PlainSerializer(revealed),
+]
+"""Of a session. What is wrong with some is said without showing any."""
 
 
 class Request(Input):
@@ -101,6 +115,10 @@ class CreateSession(Request):
     id: str | None = None
     """``None``: one is minted."""
     options: SessionOptions = Field(default_factory=SessionOptions)
+    credentials: Credentials = Field(default_factory=lambda: NO_SECRETS, repr=False)
+    """To its executors only."""
+    delegations: Credentials = Field(default_factory=lambda: NO_SECRETS, repr=False)
+    """The same, of what says on whose behalf they act."""
 
 
 class OpenSession(Request):
@@ -115,6 +133,17 @@ class CloseSession(Request):
 
     id: str
     mode: CloseMode = CloseMode.CLOSE
+
+
+class UpdateCommonData(Request):
+    """Give an open session other common data."""
+
+    session: str
+    data: bytes = b""
+    expected_version: int | None = Field(default=None, ge=0)
+    """Only if it has this one; ``None``: whichever it has."""
+    token: str
+    """Of this update alone, so that asking again changes nothing."""
 
 
 class List(Request):
@@ -260,6 +289,8 @@ class TaskLooks(Record):
     """Their terminal records, as stored."""
     unread: tuple[str, ...] = ()
     """Those that did not fit in one answer: ask for them again."""
+    digests: dict[str, bytes] = Field(default_factory=dict)
+    """Of few tasks: the digests of those that wait and were created under a key."""
 
 
 class TaskCancels(Record):

@@ -15,6 +15,18 @@ RESULT_AGE_S: Final = 24 * 3600.0
 LOG_AGE_S: Final = 24 * 3600.0
 LOG_BYTES: Final = 256 * 1024 * 1024
 """Of captured output, per application."""
+CHUNK_AGE_S: Final = RESULT_AGE_S
+"""As long as results: whoever learns of a task's end finds what it emitted."""
+CHUNK_BYTES: Final = 1024**3
+"""Of emitted chunks, per application; then the oldest go."""
+CHUNK_WINDOW: Final = 256
+"""Chunks of one run that the broker has not acknowledged yet: no chunk is stored further out of its order."""
+EMIT_TIMEOUT_S: Final = 30.0
+"""How long an executor keeps trying to store a chunk: longer than a broker's change of leader."""
+PROGRESS_INTERVAL_S: Final = 0.1
+"""Between two notifications of a run's progress at least; the first and the last are always sent."""
+PROGRESS_MESSAGE: Final = 1000
+"""Characters that the message of a progress may have."""
 WAITING_TASKS: Final = 1_000_000
 WAITING_BYTES: Final = 8 * 1024**3
 

@@ -23,7 +23,8 @@ from flame.protocol.codec import VERSION, pack, unpack
 from flame.protocol.messages import Assignment
 
 COMMON_DATA_BYTES: Final = 64 * 1024
-"""An assignment with more common data doesn't go with an order: a datagram must fit in the smallest usual buffer."""
+"""An assignment with more data of its session doesn't go with an order: a datagram must fit in the smallest usual
+buffer."""
 
 
 @dataclass(slots=True)

@@ -5,12 +5,17 @@ Decoding checks the frame (MessagePack, version, kind) and the fields it takes, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
+from flame.credentials import GivenSecrets, check_secrets, revealed
 from flame.errors import InvalidArgument, MalformedMessage
 from flame.protocol import defaults
-from flame.protocol.codec import VERSION, pack, unpack
+from flame.protocol.codec import VERSION, pack
+from flame.protocol.fields import frame as _frame
+from flame.protocol.fields import read_bytes as _bytes
+from flame.protocol.fields import read_number as _number
+from flame.protocol.fields import read_text as _text
 from flame.protocol.states import ExecutorState, TaskState
 
 _NOTHING: Final = b""
@@ -31,6 +36,14 @@ class TaskOptions:
     """It is not started before."""
     max_attempts: int | None = None
     """How often it may run if the service raises, 1 to 1000; its application says after which exceptions."""
+    common_data_version: int | None = None
+    """It doesn't run with an older version of the session's common data. A session sees to that by itself for what was
+    changed before the task was created, as far as it has heard of it.
+    """
+    credentials: GivenSecrets | None = field(default=None, repr=False, hash=False)
+    """Secrets by name for whoever runs the task: in ``context.credentials`` they hide their values, see `Secret`."""
+    delegations: GivenSecrets | None = field(default=None, repr=False, hash=False)
+    """The same of what says on whose behalf the task acts: in ``context.delegations``."""
 
     def __post_init__(self) -> None:
         """Refuse what is out of range: of the few tasks that have options, so that everybody else may rely on it."""
@@ -44,10 +57,18 @@ class TaskOptions:
                 raise InvalidArgument(
                     f"options: {name}: expected {what} from {least:g} to {most:g}, got {repr(value)[:60]}"
                 )
+        for name in _SECRETS:
+            given = getattr(self, name)
+            if given is not None:
+                object.__setattr__(self, name, check_secrets(f"options: {name}", given))
 
     def fields(self) -> dict[str, Any]:
         """Return the map on the wire."""
-        return {name: value for name in _OPTIONS if (value := getattr(self, name)) is not None}
+        fields = {name: value for name in _LIMITS if (value := getattr(self, name)) is not None}
+        for name in _SECRETS:
+            if secrets := getattr(self, name):
+                fields[name] = revealed(secrets)
+        return fields
 
     @classmethod
     def from_fields(cls, fields: object) -> TaskOptions:
@@ -66,8 +87,10 @@ _LIMITS: Final[dict[str, tuple[Any, float, float]]] = {
     "expires_s": ((int, float), 0, defaults.RESULT_AGE_S),
     "delay_s": ((int, float), 0, defaults.RESULT_AGE_S),
     "max_attempts": (int, 1, 1000),
+    "common_data_version": (int, 0, 2**53),
 }
 """Of what kind each option is, and from where to where it goes: as in `flame.protocol.records.ApplicationSpec`."""
+_SECRETS: Final = ("credentials", "delegations")
 
 
 @dataclass(slots=True)
@@ -81,6 +104,8 @@ class TaskMessage:
     """The client stored it before and could not learn whether that worked: look for a result before running."""
     options: TaskOptions | None = None
     """What its creator asked for; ``None``: what its application says."""
+    digest: bytes = _NOTHING
+    """Of its input, if it was created under a key: what is created under that again must be the same."""
 
     def encode(self) -> bytes:
         """Return the bytes on the wire."""
@@ -91,19 +116,28 @@ class TaskMessage:
             fields["again"] = True
         if self.options is not None:
             fields["options"] = self.options.fields()
+        if self.digest:
+            fields["digest"] = self.digest
         return pack(fields)
 
     @classmethod
     def decode(cls, data: bytes) -> TaskMessage:
         """Read one; raise `MalformedMessage` if it is none."""
         fields = _frame(data, "task")
+        if len(fields) == _PLAIN and "input" in fields:
+            return cls(_bytes(fields, "input"))
         options = fields.get("options")
         return cls(
             _bytes(fields, "input"),
             bool(fields.get("listen")),
             bool(fields.get("again")),
             None if options is None else TaskOptions.from_fields(options),
+            _bytes(fields, "digest"),
         )
+
+
+_PLAIN: Final = len(("v", "kind", "input"))
+"""So many fields has a task of which nothing special is said: most of them."""
 
 
 @dataclass(slots=True)
@@ -154,13 +188,17 @@ class ResultRecord:
     output: bytes = _NOTHING
     error: TaskFault | None = None
     executor: str = ""
-    """Whose record it is: of the executor that ran the task, or found that it must not run; empty: of the control side."""
+    """Of the executor that ran the task or found that it must not run; empty: a record of the control side."""
     attempt: int = 1
     """1 for the first run; higher where the service raised before, or an executor was lost while running it."""
     started: float = 0.0
     """When the run began, Unix seconds; 0 if it never ran."""
     finished: float = 0.0
     """When the record was made, Unix seconds."""
+    digest: bytes = _NOTHING
+    """Of the task's input, if that was created under a key."""
+    chunks: int = 0
+    """How many chunks the run emitted; of one that succeeded all were stored before the record."""
 
     def encode(self) -> bytes:
         """Return the bytes on the wire."""
@@ -176,6 +214,10 @@ class ResultRecord:
         }
         if self.error is not None:
             fields["error"] = self.error.fields()
+        if self.digest:
+            fields["digest"] = self.digest
+        if self.chunks:
+            fields["chunks"] = self.chunks
         return pack(fields)
 
     @classmethod
@@ -193,6 +235,8 @@ class ResultRecord:
             _number(fields, "attempt", 1),
             float(_number(fields, "started", 0.0)),
             float(_number(fields, "finished", 0.0)),
+            _bytes(fields, "digest"),
+            _number(fields, "chunks", 0) if "chunks" in fields else 0,
         )
 
 
@@ -249,6 +293,10 @@ class ExecutorReport:
     """How its process was started, as far as it knows: ``forked``, or ``fresh`` and why it was not forked."""
     patient: bool = False
     """It understands `WAIT`."""
+    common_data_version: int = 0
+    """Of the common data that it has, if it knows of a newer one."""
+    common_data_wanted: int = 0
+    """That it has heard of, and wants to have; 0: of none."""
 
     def encode(self) -> bytes:
         """Return the bytes on the wire."""
@@ -286,7 +334,17 @@ class ExecutorReport:
         return report
 
 
-_COUNTS: Final = ("succeeded", "failed", "cancelled", "counted_to", "running", "held", "pending")
+_COUNTS: Final = (
+    "succeeded",
+    "failed",
+    "cancelled",
+    "counted_to",
+    "running",
+    "held",
+    "pending",
+    "common_data_version",
+    "common_data_wanted",
+)
 
 
 @dataclass(slots=True)
@@ -301,6 +359,11 @@ class Assignment:
     fence: int = 0
     """Deliveries up to this stream sequence may have run before: look for a result first."""
     common_data: bytes = _NOTHING
+    common_data_version: int = 0
+    """How often that was changed since the session was created."""
+    credentials: dict[str, str] = field(default_factory=dict, repr=False)
+    """Of the session."""
+    delegations: dict[str, str] = field(default_factory=dict, repr=False)
     concurrency: int = 1
     max_executors: int = 1
     """How many executors share the consumer at most; bounds its standing pulls."""
@@ -320,6 +383,12 @@ class Assignment:
     retry_on: tuple[str, ...] = ()
     """Classes of exceptions after which a task may run again; empty: all."""
     retry_backoff_s: float = defaults.RETRY_BACKOFF_S
+
+    @property
+    def data_bytes(self) -> int:
+        """How much of it is its session's: common data and credentials."""
+        texts = (text for secrets in (self.credentials, self.delegations) for item in secrets.items() for text in item)
+        return len(self.common_data) + sum(len(text.encode()) for text in texts)
 
     def fields(self) -> dict[str, Any]:
         """Return the map on the wire."""
@@ -389,6 +458,10 @@ class Orders:
     """With ``executor``: the folder to work in from now on; empty if that does not change."""
     force: bool = False
     """With `LEAVE`: the running tasks are to be stopped and recorded as cancelled."""
+    common_data_version: int | None = None
+    """To those that want newer common data: the version in force."""
+    common_data: bytes | None = None
+    """With that: the data, if the executor has an older one."""
 
     def encode(self) -> bytes:
         """Return the bytes on the wire."""
@@ -401,6 +474,10 @@ class Orders:
             fields["folder"] = self.folder
         if self.force:
             fields["force"] = True
+        if self.common_data_version is not None:
+            fields["common_data_version"] = self.common_data_version
+        if self.common_data is not None:
+            fields["common_data"] = self.common_data
         return pack(fields)
 
     @classmethod
@@ -415,6 +492,8 @@ class Orders:
             _text(fields, "executor"),
             _text(fields, "folder"),
             bool(fields.get("force")),
+            None if fields.get("common_data_version") is None else _number(fields, "common_data_version", 0),
+            None if fields.get("common_data") is None else _bytes(fields, "common_data"),
         )
 
 
@@ -447,12 +526,16 @@ class Control:
     """Whom it is for; empty: every executor of the session."""
     cancel: tuple[str, ...] = ()
     """Tasks that have their cancelled records: not to be started, and to be stopped if they run."""
+    common_data_version: int = 0
+    """The session's common data has this version now; 0: nothing is said of it."""
 
     def encode(self) -> bytes:
         """Return the bytes on the wire."""
         fields: dict[str, Any] = {"v": VERSION, "kind": "control", "executor": self.executor}
         if self.cancel:
             fields["cancel"] = list(self.cancel)
+        if self.common_data_version:
+            fields["common_data_version"] = self.common_data_version
         return pack(fields)
 
     @classmethod
@@ -462,32 +545,4 @@ class Control:
         cancel = fields.get("cancel", ())
         if not isinstance(cancel, list | tuple) or not all(isinstance(task, str) for task in cancel):
             raise MalformedMessage("cancel: expected a list of task ids")
-        return cls(_text(fields, "executor"), tuple(cancel))
-
-
-def _frame(data: bytes, kind: str) -> dict[str, Any]:
-    fields = unpack(data)
-    if fields.get("kind") != kind:
-        raise MalformedMessage(f"expected a {kind}, got {fields.get('kind')!r}")
-    return fields
-
-
-def _bytes(fields: dict[str, Any], key: str) -> bytes:
-    value = fields.get(key, _NOTHING)
-    if type(value) is not bytes:
-        raise MalformedMessage(f"{key}: expected bytes, got {type(value).__name__}")
-    return value
-
-
-def _text(fields: dict[str, Any], key: str) -> str:
-    value = fields.get(key, "")
-    if type(value) is not str:
-        raise MalformedMessage(f"{key}: expected text, got {type(value).__name__}")
-    return value
-
-
-def _number(fields: dict[str, Any], key: str, default: Any) -> Any:
-    value = fields.get(key, default)
-    if type(value) is not int and type(value) is not float:
-        raise MalformedMessage(f"{key}: expected a number, got {type(value).__name__}")
-    return value
+        return cls(_text(fields, "executor"), tuple(cancel), _number(fields, "common_data_version", 0))

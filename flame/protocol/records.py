@@ -155,7 +155,7 @@ class ApplicationSpec(Input):
     image: str = ""
     """The container image of the service. Kept and shown; services are started as processes of their node."""
     input_schema: Schema = Field(default_factory=dict)
-    """A JSON schema of the inputs of tasks, for those who call the service. Kept and shown; no input is checked by it.
+    """A JSON schema of the inputs of tasks, for those who call the service, such as `Session.typed_as_published`.
 
     Empty: nothing is said about them.
     """
@@ -277,6 +277,10 @@ class SessionRecord(Record):
     """When its last executor left, Unix seconds; 0 if it never had one."""
     common_data_key: str = ""
     """Where its common data is; empty if it has none."""
+    common_data_version: int = 0
+    """How often that was changed since the session was created."""
+    credentials_key: str = ""
+    """Where its credentials are; empty if it has none."""
     epoch: int = 0
     """How often it was bound; part of its consumer's name."""
     bind_failures: int = 0
@@ -363,6 +367,10 @@ class BindingRecord(Record):
     """Of its application's record, as the scheduler knew it: a manager that knows it too need not read it. 0: none."""
     common_data_key: str | None = None
     """Of the session's record, which a manager then need not read either; ``None``: unknown."""
+    common_data_version: int = 0
+    """With ``common_data_key``: of the same record."""
+    credentials_key: str | None = None
+    """The same; ``None``: unknown."""
     results_from: int = 0
     """Every record that this executor stores is behind this sequence of the result stream; 0 if that is not known."""
     created: float

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from typing import Final, NamedTuple
+from urllib.parse import quote, unquote
 
 from flame.errors import InvalidName, MalformedMessage
 
@@ -58,8 +59,13 @@ def result(application: str, session: str, task_id: str) -> str:
 
 
 def event(application: str, session: str, task_id: str, kind: str) -> str:
-    """Where a task's notifications are heard: ``done`` for a stored record, ``running`` live."""
+    """Where a task's notifications are heard: ``done`` for a stored record, ``running`` and ``progress`` live."""
     return f"flame.event.{application}.{session}.{task_id}.{kind}"
+
+
+def chunk(application: str, session: str, task_id: str) -> str:
+    """Where what a task emits while it runs is stored, chunk by chunk."""
+    return f"flame.chunk.{application}.{session}.{task_id}"
 
 
 def session_tasks(application: str, session: str) -> str:
@@ -195,6 +201,11 @@ def result_stream(application: str) -> str:
     return f"flame-result-{application}"
 
 
+def chunk_stream(application: str) -> str:
+    """The stream that holds what an application's tasks emitted while they ran."""
+    return f"flame-chunk-{application}"
+
+
 def log_stream(application: str) -> str:
     """The stream that holds what an application's services wrote."""
     return f"flame-log-{application}"
@@ -221,6 +232,8 @@ EXECUTORS: Final = "flame-executors"
 BINDINGS: Final = "flame-bindings"
 ATTEMPTS: Final = "flame-attempts"
 LEASES: Final = "flame-leases"
+CREDENTIALS: Final = "flame-credentials"
+STATE: Final = "flame-state"
 
 
 def executor_key(node: str, executor: str) -> str:
@@ -241,3 +254,38 @@ def task_key(task_subject: str) -> str:
 def common_data_key(session: str, version: str) -> str:
     """The key of one version of a session's common data; the session's record names the one in force."""
     return f"{session}.{version}"
+
+
+def credentials_key(application: str, token: str) -> str:
+    """The key of a session's credentials, which its record names."""
+    return f"{application}.{token}"
+
+
+MAX_STATE_KEY: Final = 128
+
+
+def state_key(session: str, key: object) -> str:
+    """The key of one value of a session's state. Sessions' ids have no dot, so one never reaches another's.
+
+    ``key`` is any text of 1 to 128 characters; raises `InvalidName` for anything else.
+    """
+    if not isinstance(key, str) or not 0 < len(key) <= MAX_STATE_KEY:
+        raise InvalidName(f"state: key {_shown(key)}: expected a text of 1 to {MAX_STATE_KEY} characters")
+    try:
+        return f"{session}.{quote(key, safe='').translate(_TO_KEY)}"
+    except UnicodeEncodeError:
+        raise InvalidName(f"state: key {_shown(key)}: is no text that UTF-8 could hold") from None
+
+
+def session_state(session: str) -> str:
+    """Every key of one session's state."""
+    return f"{session}.>"
+
+
+def parse_state_key(key: str) -> str:
+    """Return which value of its session's state a key of the bucket is."""
+    return unquote(key.partition(".")[2].replace("=", "%"))
+
+
+_TO_KEY: Final = {ord("%"): "=", ord("."): "=2E", ord("~"): "=7E"}
+"""From what ``quote`` makes of a text to what a key of a bucket may consist of."""

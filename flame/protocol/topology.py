@@ -110,10 +110,26 @@ def log_stream(application: str, replicas: int = 1) -> StreamSpec:
     )
 
 
+def chunk_stream(application: str, replicas: int = 1) -> StreamSpec:
+    """Return the stream of what an application's tasks emit while they run; the control API creates it.
+
+    Every application has one, whether or not it emits anything: an executor may make none, and what a service does
+    is not known before it does it.
+    """
+    return StreamSpec(
+        name=subjects.chunk_stream(application),
+        subjects=(subjects.chunk(application, "*", "*"),),
+        max_bytes=defaults.CHUNK_BYTES,
+        max_age_s=defaults.CHUNK_AGE_S,
+        replicas=replicas,
+    )
+
+
 def application_streams(application: str, replicas: int = 1) -> tuple[StreamSpec, ...]:
     """Return every stream of an application, in the order of creation: nothing may be asked before it can be kept."""
     return (
         log_stream(application, replicas),
+        chunk_stream(application, replicas),
         result_stream(application, replicas),
         task_stream(application, replicas),
     )
@@ -141,6 +157,8 @@ def buckets(replicas: int = 1) -> tuple[BucketSpec, ...]:
         subjects.APPLICATIONS,
         subjects.SESSIONS,
         subjects.COMMON_DATA,
+        subjects.CREDENTIALS,
+        subjects.STATE,
         subjects.EXECUTORS,
         subjects.BINDINGS,
         subjects.NODES,

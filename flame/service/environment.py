@@ -15,6 +15,8 @@ NODE: Final = "FLAME_NODE"
 EXECUTOR: Final = "FLAME_EXECUTOR"
 LIFETIME_FD: Final = "FLAME_LIFETIME_FD"
 TEMPLATE: Final = "FLAME_TEMPLATE"
+DESCRIBE: Final = "FLAME_DESCRIBE"
+"""Names a file into which the service is to be described, and nothing else to be done."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from flame.broker.seam import Broker
+from flame.credentials import check_secrets, texts_to_hide
 from flame.errors import ConfigurationError
 from flame.logs import get_logger
 from flame.protocol.codes import ErrorCode
@@ -17,7 +19,9 @@ from flame.service.contexts import SessionContext
 from flame.service.environment import EXECUTOR as EXECUTOR_VARIABLE
 from flame.service.environment import ExecutorEnvironment
 from flame.service.handlers import Handlers, fault_of
+from flame.service.renewal import Renewal
 from flame.service.reports import Reporter
+from flame.service.state import State
 from flame.service.tasks import TaskRunner
 
 log = get_logger("flame.executor")
@@ -40,6 +44,9 @@ class Executor:
         self._state = EXECUTOR.next(EXECUTOR.initial, ExecutorEvent.READY)
         self._fault: TaskFault | None = None
         self._runner: TaskRunner | None = None
+        self._context: SessionContext | None = None
+        self._hidden: tuple[str, ...] = ()
+        """The session's secrets, which are to be in no text that others may read."""
         self._reporter = Reporter(broker, environment.node, environment.executor, self._snapshot)
 
     async def serve(self, assignment: Assignment | None = None) -> int:
@@ -79,24 +86,51 @@ class Executor:
 
     async def _enter(self, handlers: Handlers, assignment: Assignment) -> bool:
         """Run ``on_session_enter``; a failure is reported, and the manager tries elsewhere."""
-        context = SessionContext(assignment.session, assignment.application, assignment.common_data)
+        context = self._context = self._make_context(assignment)
+        self._hidden = texts_to_hide(context.credentials, context.delegations)
         try:
             if self._started == FORKED:
                 handlers.on_fork()
             await handlers.enter(context)
-        except Exception as error:
-            self._fault = fault_of(error)
-            log.error("on_session_enter failed", session=assignment.session, exc_info=error)
+        except Exception as error:  # noqa: BLE001  # whatever user code raises; it is logged there
+            self._blame("on_session_enter failed", error, assignment)
             await self._reporter.report()
             return False
         self._advance(ExecutorEvent.ENTERED)
         return True
 
+    def _make_context(self, assignment: Assignment) -> SessionContext:
+        return SessionContext(
+            assignment.session,
+            assignment.application,
+            assignment.common_data,
+            assignment.common_data_version,
+            check_secrets("credentials", assignment.credentials),
+            check_secrets("delegations", assignment.delegations),
+            State(self._broker, self._environment.node, self._environment.executor),
+        )
+
+    def _blame(self, what: str, error: Exception, assignment: Assignment) -> None:
+        """Take note of what the service raised, and log it without its session's secrets."""
+        self._fault = fault_of(error, self._hidden)
+        log.error(what, session=assignment.session, traceback=self._fault.traceback)
+
+    def _common_data_refused(self, error: Exception, assignment: Assignment) -> None:
+        self._blame("on_common_data_update failed; leaving the session", error, assignment)
+        self._on_orders(Orders(LEAVE))
+
     async def _serve_tasks(self, handlers: Handlers, assignment: Assignment) -> None:
-        runner = self._runner = TaskRunner(self._broker, assignment, self._environment.executor, handlers)
+        assert self._context is not None
+        renewal = Renewal(assignment, self._context, handlers.common_data_updated)
+        renewal.on_ask = self._reporter.wake_now
+        executor = self._environment.executor
+        runner = self._runner = TaskRunner(self._broker, assignment, executor, handlers, self._context, renewal)
+        runner.on_refused = partial(self._common_data_refused, assignment=assignment)
         runner.on_change = self._reporter.wake
         runner.on_quiet = self._reporter.look_soon
-        await self._reporter.start(assignment.application, assignment.session, self._on_orders, runner.cancel)
+        await self._reporter.start(
+            assignment.application, assignment.session, self._on_orders, runner.cancel, runner.want_common_data
+        )
         self._reporter.wake_now()
         await runner.serve()
 
@@ -112,9 +146,8 @@ class Executor:
                 "TimeoutError",
             )
             log.error("on_session_leave took too long", session=assignment.session)
-        except Exception as error:
-            self._fault = fault_of(error)
-            log.error("on_session_leave failed", session=assignment.session, exc_info=error)
+        except Exception as error:  # noqa: BLE001  # whatever user code raises; it is logged there
+            self._blame("on_session_leave failed", error, assignment)
 
     def _on_orders(self, orders: Orders) -> None:
         runner = self._runner
@@ -127,6 +160,7 @@ class Executor:
             runner.leave(force=orders.force)
         elif orders.assignment is not None and runner.lost_consumer.is_set():
             runner.consumer_restored(orders.assignment.fence)
+        runner.renewal.hear(orders)
 
     def _advance(self, event: ExecutorEvent) -> None:
         self._state = EXECUTOR.next(self._state, event)

@@ -7,15 +7,17 @@ import contextvars
 import functools
 import inspect
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from flame.errors import ConfigurationError
+from flame.credentials import HIDDEN, hide
+from flame.errors import ConfigurationError, InvalidInput
 from flame.protocol import defaults
 from flame.protocol.codes import ErrorCode
 from flame.protocol.messages import TaskFault
 from flame.service.contexts import FlameService, TaskContext
+from flame.service.generators import emitting
 
 Handler = Callable[..., Awaitable[Any]]
 
@@ -31,6 +33,7 @@ class Handlers:
         self.enter = self._coroutine(service, "on_session_enter")
         self.invoke = self._coroutine(service, "on_task_invoke", self._in_thread_to_its_end)
         self.leave = self._coroutine(service, "on_session_leave")
+        self.common_data_updated = self._coroutine(service, "on_common_data_update")
 
     def close(self) -> None:
         """Let go of the threads; one that still runs user code is not waited for."""
@@ -49,6 +52,8 @@ class Handlers:
             return _nothing
         if getattr(method, "__func__", None) in _EMPTY:
             return _nothing  # without a thread to do it in
+        if in_thread is not None:
+            method = emitting(method)
         if inspect.iscoroutinefunction(method):
             coroutine: Handler = method
             return coroutine
@@ -100,7 +105,7 @@ async def _ended(running: asyncio.Future[Any]) -> None:
         running.result().close()  # it is never to be begun
 
 
-_EMPTY = (FlameService.on_session_enter, FlameService.on_session_leave)
+_EMPTY = (FlameService.on_session_enter, FlameService.on_session_leave, FlameService.on_common_data_update)
 
 
 async def _nothing(*_: object) -> None:
@@ -111,18 +116,26 @@ def _nothing_at_once() -> None:
     """Stand in for one that is not ``async``."""
 
 
-def fault_of(error: BaseException) -> TaskFault:
-    """Describe what a service raised: type, message and traceback, without Flame's own frames."""
+def fault_of(error: BaseException, secrets: Sequence[str] = ()) -> TaskFault:
+    """Describe what a service raised: type, message and traceback, without Flame's own frames, and without ``secrets``.
+
+    Those are replaced where they stand as they are, or as ``repr`` shows them: what user code made of one isn't found.
+    """
     frames = traceback.TracebackException.from_exception(error)
     _drop_own_frames(frames)
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    fault = TaskFault(ErrorCode.TASK_FAILED, _sendable(_text_of(error)), name, _sendable("".join(frames.format())))
-    _add_details(fault, error)
+    code = ErrorCode.TASK_FAILED
+    if isinstance(error, InvalidInput):
+        code, name = ErrorCode.INVALID_ARGUMENT, InvalidInput.__qualname__
+    texts = (hide(text, secrets) for text in (_text_of(error), "".join(frames.format())))
+    message, shown = map(_sendable, texts)
+    fault = TaskFault(code, message, name, shown)
+    _add_details(fault, error, secrets)
     return fault
 
 
-def _add_details(fault: TaskFault, error: BaseException) -> None:
+def _add_details(fault: TaskFault, error: BaseException, secrets: Sequence[str]) -> None:
     """Pass on what an exception tells besides, if its record has room for that."""
     try:
         details = getattr(error, "details", None)
@@ -130,6 +143,8 @@ def _add_details(fault: TaskFault, error: BaseException) -> None:
         return
     if type(details) is not bytes or not details:
         return
+    for secret in secrets:
+        details = details.replace(secret.encode(), HIDDEN.encode())
     room = defaults.INLINE_LIMIT_BYTES - _ENVELOPE_BYTES - len(fault.message.encode()) - len(fault.traceback.encode())
     if len(details) <= room:
         fault.details = details
@@ -144,7 +159,7 @@ def _drop_own_frames(frames: traceback.TracebackException) -> None:
 
 
 _FOLDER = __file__.rpartition("handlers.py")[0]
-_CALLERS = {f"{_FOLDER}{name}.py" for name in ("executor", "handlers", "runs")}
+_CALLERS = {f"{_FOLDER}{name}.py" for name in ("executor", "generators", "handlers", "runs", "typed")}
 _LIMIT = 16 * 1024
 _ENVELOPE_BYTES = 4 * 1024
 """What a failed task's record needs besides the texts and details of its error, generously."""

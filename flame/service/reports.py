@@ -81,8 +81,13 @@ class Reporter:
         session: str,
         on_orders: Callable[[Orders], None],
         on_cancel: Callable[[Collection[str]], None],
+        on_common_data: Callable[[int], None],
     ) -> None:
-        """Go on reporting; ``on_orders`` gets every answer, and ``on_cancel`` the tasks that are cancelled."""
+        """Go on reporting; ``on_orders`` gets every answer.
+
+        ``on_cancel`` gets the tasks that are cancelled, and ``on_common_data`` the version of common data that was
+        changed.
+        """
 
         def on_control(message: LiveMessage) -> None:
             try:
@@ -94,6 +99,8 @@ class Reporter:
                 return
             if control.cancel:
                 on_cancel(control.cancel)
+            elif control.common_data_version:
+                on_common_data(control.common_data_version)
             else:
                 self.wake_now()
 

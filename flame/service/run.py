@@ -17,6 +17,7 @@ from flame.broker.seam import Broker
 from flame.ledger import barrier_register
 from flame.protocol.messages import Assignment
 from flame.service import environment as names
+from flame.service.describing import describe
 from flame.service.environment import ExecutorEnvironment
 from flame.service.executor import FORKED, Executor, check_service
 from flame.service.forkable import hindrance
@@ -45,6 +46,9 @@ async def run(service: object) -> None:
         SystemExit: The session could not be entered or left in order; the manager knows why.
     """
     check_service(service)
+    if names.DESCRIBE in os.environ:
+        describe(service, os.environ[names.DESCRIBE])
+        return
     environment = ExecutorEnvironment.read()
     started = ""
     if environment.template:

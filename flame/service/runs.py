@@ -7,18 +7,20 @@ import heapq
 import random
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from flame.broker.seam import Broker, Delivery
+from flame.credentials import check_secrets, texts_to_hide
 from flame.errors import MalformedMessage, TaskTimeout
 from flame.protocol import defaults, subjects
 from flame.protocol.codes import ErrorCode
-from flame.protocol.messages import Assignment, ResultRecord, TaskFault, TaskMessage
+from flame.protocol.messages import Assignment, ResultRecord, TaskFault, TaskMessage, TaskOptions
 from flame.protocol.states import TaskState
-from flame.service.contexts import TaskContext, output_bytes
+from flame.service.contexts import SessionContext, TaskContext, output_bytes
 from flame.service.handlers import Handlers, fault_of
 from flame.service.history import History
 from flame.service.holdings import Holdings
+from flame.service.outlet import Outlet, RunOutlet
 from flame.service.prefetch import ServiceTime
 from flame.service.recorder import Recorder
 from flame.service.running import Run, Running, Stop
@@ -30,9 +32,11 @@ class Runs:
 
     def __init__(
         self, broker: Broker, assignment: Assignment, executor: str, handlers: Handlers, holdings: Holdings,
-        recorder: Recorder,
+        recorder: Recorder, context: SessionContext,
     ) -> None:  # fmt: skip
         """Run deliveries out of ``holdings`` with a service's handlers, and have their records stored."""
+        self._session = context
+        self._hidden = texts_to_hide(context.credentials, context.delegations)
         self._assignment = assignment
         self._handlers = handlers
         self._holdings = holdings
@@ -40,19 +44,26 @@ class Runs:
         self._history = History(broker, assignment, holdings)
         self.running = Running(broker, assignment, executor, holdings, self._history)
         self._runs = self.running.runs
+        self._outlet = Outlet(broker, assignment, executor, self._runs)
         self._terms = Terms.of(assignment)
         self._tasks = len(subjects.task(assignment.application, assignment.session, ""))
         self._due: list[float] = []
         """When tasks that were handed back for later are due, the next one first; monotonic."""
         self.fence = assignment.fence
         """Deliveries up to this sequence of the stream may have run before."""
+        self.common_data_version = assignment.common_data_version
+        """Of what the service has."""
+        self._waited: set[str] = set()
+        """The handles of deliveries for which newer common data was asked for."""
+        self.on_behind: Callable[[Delivery, int], None] = lambda _delivery, _version: None
+        """Called with a delivery that wants newer common data, and is to come again when that was asked for."""
         self.service_time = ServiceTime()
         self.on_end: Callable[[], None] = lambda: None
         """Called when a delivery was let go of without a record."""
 
     # ---- one delivery
 
-    async def run(self, delivery: Delivery, worker: asyncio.Task[Any]) -> None:
+    async def run(self, delivery: Delivery, worker: asyncio.Task[Any]) -> None:  # noqa: C901  # one delivery, in its steps
         """Run a delivery and begin to store its record; ``worker`` is the asyncio task that calls this."""
         handle = delivery.handle
         now = time.monotonic()
@@ -64,8 +75,12 @@ class Runs:
         except MalformedMessage as error:
             await self._refuse(delivery, TaskFault(ErrorCode.INVALID_ARGUMENT, f"the task can't be read: {error}"))
             return
+        terms = self._terms
+        if message.options is not None:
+            if not await self._has_common_data(delivery, message.options.common_data_version or 0):
+                return
+            terms = Terms.of(self._assignment, message.options)
         run = self._runs[handle] = Run(delivery.subject[self._tasks :], message.listen)
-        terms = self._terms if message.options is None else Terms.of(self._assignment, message.options)
         if (
             delivery.delivered > 1
             or delivery.sequence <= self.fence
@@ -81,13 +96,27 @@ class Runs:
             await flushed()  # what was sent leaves before user code that may block
         record = None
         if run.stop is None:
-            record = await self._invoke(run, message.input, terms, worker)
+            record = await self._invoke(run, message, terms, worker)
         if record is None:
             await self._drop(run, handle)
         elif record.error is not None and self._runs_again(run, terms, record.error):
             await self._retry(run, delivery)
         else:
             await self._store(delivery, record)
+
+    async def _has_common_data(self, delivery: Delivery, version: int) -> bool:
+        """Whether the service has what a task wants; otherwise it waits, or is refused if there is no such version."""
+        waited = delivery.handle in self._waited
+        self._waited.discard(delivery.handle)
+        if version <= self.common_data_version:
+            return True
+        if waited:
+            text = f"it wants version {version} of the common data; the session has {self.common_data_version}"
+            await self._refuse(delivery, TaskFault(ErrorCode.INVALID_ARGUMENT, text))
+        else:
+            self._waited.add(delivery.handle)
+            self.on_behind(delivery, version)
+        return False
 
     async def _admit(self, run: Run, delivery: Delivery, terms: Terms, message: TaskMessage) -> bool:
         """Look at a delivery that may be early, late, cancelled or a repetition; deal with it if it must not run."""
@@ -131,35 +160,60 @@ class Runs:
         self.let_go(handle)  # taken away while the loop was blocked: another runs it
         return False
 
-    async def _invoke(self, run: Run, data: bytes, terms: Terms, worker: asyncio.Task[Any]) -> ResultRecord | None:
+    async def _invoke(
+        self, run: Run, message: TaskMessage, terms: Terms, worker: asyncio.Task[Any]
+    ) -> ResultRecord | None:
         """Run user code and make the record of what came of it; ``None`` if the task has one."""
-        run.context = context = TaskContext(self._assignment.session, run.task, data, run.attempt)
-        if terms.timeout_s:
-            context.deadline = run.started + terms.timeout_s
+        outlet = self._outlet
+        deadline = run.started + terms.timeout_s if terms.timeout_s else 0.0
+        run.context = context = TaskContext(
+            self._assignment.session,
+            run.task,
+            message.input,
+            run.attempt,
+            deadline,
+            session=self._session,
+            outlet=outlet,
+        )
+        if message.options is not None:
+            _add_secrets(context, message.options)
         run.worker = worker
         try:
             output = output_bytes(await self._handlers.invoke(context))
+            if context.outlet is not outlet:
+                await cast(RunOutlet, context.outlet).finish()
         except asyncio.CancelledError as error:
             if run.stop is None and worker.cancelling():
                 raise
-            record = ResultRecord(TaskState.FAILED, error=fault_of(error))  # user code let a cancellation out
+            # User code let a cancellation out.
+            record = ResultRecord(TaskState.FAILED, error=self._fault_of(error, context))
         except Exception as error:  # noqa: BLE001  # whatever user code raises is the task's outcome
-            record = ResultRecord(TaskState.FAILED, error=fault_of(error))
+            record = ResultRecord(TaskState.FAILED, error=self._fault_of(error, context))
         else:
             record = ResultRecord(TaskState.SUCCEED, output)
         finally:
             run.worker = None
         if run.stop is not None:
-            if worker.uncancel():
-                raise asyncio.CancelledError  # somebody else wants this executor to end
+            _take_back(worker)
             if run.stop is Stop.CANCELLED:
                 return None
             record = _stopped(run.stop, terms)
+        if context.outlet is not outlet:
+            record.chunks = await cast(RunOutlet, context.outlet).end()
         record.attempt = run.attempt
+        record.digest = message.digest
         record.started = run.started
         record.finished = time.time()
         self.service_time.note(record.finished - run.started)
         return record
+
+    def _fault_of(self, error: BaseException, context: TaskContext) -> TaskFault:
+        """Describe what user code raised, without the secrets that it was given."""
+        secrets = self._hidden
+        if context.credentials or context.delegations:
+            session = self._session
+            secrets = texts_to_hide(session.credentials, session.delegations, context.credentials, context.delegations)
+        return fault_of(error, secrets)
 
     def _runs_again(self, run: Run, terms: Terms, fault: TaskFault) -> bool:
         if run.stop is Stop.FORCED:
@@ -212,6 +266,19 @@ class Runs:
         while self._due and self._due[0] <= now:
             heapq.heappop(self._due)
         return self._due[0] - now if self._due else float("inf")
+
+
+def _add_secrets(context: TaskContext, options: TaskOptions) -> None:
+    if options.credentials:
+        context.credentials = check_secrets("credentials", options.credentials)
+    if options.delegations:
+        context.delegations = check_secrets("delegations", options.delegations)
+
+
+def _take_back(worker: asyncio.Task[Any]) -> None:
+    """Take the cancellation back by which a run was stopped; pass on that of somebody else."""
+    if worker.uncancel():
+        raise asyncio.CancelledError  # this executor is to end
 
 
 def _stopped(why: Stop, terms: Terms) -> ResultRecord:

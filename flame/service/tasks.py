@@ -16,9 +16,11 @@ from flame.logs import get_logger
 from flame.protocol import defaults
 from flame.protocol.messages import Assignment, ExecutorReport
 from flame.service.bell import Bell
+from flame.service.contexts import SessionContext
 from flame.service.handlers import Handlers
 from flame.service.holdings import Holdings
 from flame.service.recorder import Recorder
+from flame.service.renewal import Renewal
 from flame.service.runs import Runs
 
 log = get_logger("flame.executor")
@@ -37,22 +39,34 @@ IDLE_S: Final = 0.08
 class TaskRunner:
     """Serves one session's tasks until it is told to leave."""
 
-    def __init__(self, broker: Broker, assignment: Assignment, executor: str, handlers: Handlers) -> None:
-        """Serve ``assignment`` with a service's handlers."""
+    def __init__(
+        self, broker: Broker, assignment: Assignment, executor: str, handlers: Handlers, context: SessionContext,
+        renewal: Renewal,
+    ) -> None:  # fmt: skip
+        """Serve ``assignment`` with a service's handlers, for which its session is ``context``."""
         self._broker = broker
         self._assignment = assignment
         self._loop = asyncio.get_running_loop()
         self._bell = Bell()
         self._holdings = Holdings(broker, assignment)
         self._recorder = Recorder(broker, assignment, executor, self._holdings, self._bell, self._spawn)
-        self._runs = Runs(broker, assignment, executor, handlers, self._holdings, self._recorder)
+        self._runs = Runs(broker, assignment, executor, handlers, self._holdings, self._recorder, context)
         self._running = self._runs.running
         self._recorder.on_end = self._runs.on_end = self._on_end
+        self._runs.on_behind = self._behind
+        self.renewal = renewal
+        """The session's common data."""
+        self.on_refused: Callable[[Exception], None] = lambda _error: None
+        """Called with what the service raised when it heard of other common data: this executor can't go on."""
         self._workers: set[asyncio.Task[None]] = set()
         """Those that run one delivery each, where several may run at once."""
         self._background: set[asyncio.Task[None]] = set()
+        self._pauses: set[asyncio.Task[None]] = set()
+        """Until these are done nothing is begun."""
         self._after_reconnect: asyncio.Task[None] | None = None
-        """Until it is done nothing is begun: what was delivered before may be another's by now."""
+        """One of them: what was delivered before may be another's by now."""
+        self._renewing: asyncio.Task[None] | None = None
+        """Another one: there is newer common data."""
         self._reconnects = 0
         self._puller: Puller | None = None
         self._busy = asyncio.Event()
@@ -78,6 +92,7 @@ class TaskRunner:
         report.pending = self._pending
         report.idle_s = self._idle_s()
         self._called_idle = report.idle_s > 0
+        self.renewal.fill(report)
         report.lost_consumer = self.lost_consumer.is_set()
         return report
 
@@ -108,8 +123,8 @@ class TaskRunner:
             self._leaving.set()
             self._restored.set()
             self._bell.ring()
-            if self._after_reconnect is not None:
-                self._after_reconnect.cancel()
+            for pause in self._pauses:
+                pause.cancel()
             if self._puller is not None:
                 self._spawn(self._stop_pulling(self._puller))
         if force:
@@ -142,9 +157,7 @@ class TaskRunner:
         finally:
             self._recorder.give_up()
             forget()
-            await end_tasks(
-                task for task in (ticker, self._after_reconnect, *self._workers, *self._background) if task is not None
-            )
+            await end_tasks(task for task in (ticker, *self._pauses, *self._workers, *self._background))
             self._holdings.close()
 
     async def _take(self) -> None:
@@ -190,7 +203,7 @@ class TaskRunner:
         waiting, worker = self._holdings.waiting, asyncio.current_task()
         assert worker is not None
         while waiting and not self._leaving.is_set():
-            if self._after_reconnect is not None:
+            if self._pauses:
                 await self._settled()
                 continue
             await self._runs.run(waiting.popleft(), worker)
@@ -265,8 +278,7 @@ class TaskRunner:
         self._reconnects += 1
         if self._leaving.is_set() or self._after_reconnect is not None:
             return
-        self._after_reconnect = self._loop.create_task(self._look_around())
-        self._after_reconnect.add_done_callback(self._looked_around)
+        self._after_reconnect = self._pause(self._look_around())
 
     async def _look_around(self) -> None:
         """Find out what may have run elsewhere meanwhile, however long that takes."""
@@ -289,13 +301,51 @@ class TaskRunner:
             known = reconnects
         self._spawn(self._running.stop_recorded())
 
-    def _looked_around(self, _: asyncio.Task[None]) -> None:
-        self._after_reconnect = None
+    # ---- before anything is begun
+
+    def _pause(self, until: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Begin nothing until something is done."""
+        pause = self._loop.create_task(until)
+        self._pauses.add(pause)
+        pause.add_done_callback(self._pause_over)
+        return pause
+
+    def _pause_over(self, pause: asyncio.Task[None]) -> None:
+        self._pauses.discard(pause)
+        if pause is self._after_reconnect:
+            self._after_reconnect = None
+        if pause is self._renewing:
+            self._renewing = None
+        self._bell.ring()
 
     async def _settled(self) -> None:
-        """Wait until it is known what became of the tasks while there was no connection."""
-        if self._after_reconnect is not None:
-            await asyncio.wait((self._after_reconnect,))
+        """Wait until it is known what became of tasks while there was no connection, and the newest data is here."""
+        while self._pauses:
+            await asyncio.wait(tuple(self._pauses))
+
+    def want_common_data(self, version: int) -> None:
+        """Begin nothing more until the service has heard of common data of a version that there is."""
+        if not self.renewal.want(version) or self._leaving.is_set():
+            return
+        if self._renewing is None or self._renewing.done():
+            self._renewing = self._pause(self._renew())
+
+    def _behind(self, delivery: Delivery, version: int) -> None:
+        """Put a task back in front of what waits: it wants newer common data than there is here."""
+        self._holdings.waiting.appendleft(delivery)
+        self.want_common_data(version)
+
+    async def _renew(self) -> None:
+        """Get the common data that is wanted, and have the service hear of it when that disturbs nothing."""
+        while self.renewal.wanted:
+            await self.renewal.fetch()
+            while self._assignment.concurrency == 1 and self._running.runs:
+                await self._bell.wait()
+            try:
+                await self.renewal.apply()
+            except Exception as error:  # noqa: BLE001  # whatever user code raises
+                self.on_refused(error)
+            self._runs.common_data_version = self.renewal.version
 
     def _raise_fence(self, sequence: int) -> None:
         self._runs.fence = max(self._runs.fence, sequence)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from flame.protocol import defaults
+from flame.protocol.codes import ErrorCode
 from flame.protocol.messages import Assignment, TaskFault, TaskOptions
 
 
@@ -51,8 +52,8 @@ class Terms:
 
 def may_retry(assignment: Assignment, terms: Terms, fault: TaskFault, raised: int, *, timeout: bool) -> bool:
     """Whether a task may run again: the service raised, or took too long, and had raised ``raised`` times before."""
-    if raised + 1 >= terms.max_attempts:
-        return False
+    if raised + 1 >= terms.max_attempts or fault.code == ErrorCode.INVALID_ARGUMENT:
+        return False  # an input that is refused once is refused each time
     return fault.type in assignment.retry_on or (not assignment.retry_on and not timeout)
 
 

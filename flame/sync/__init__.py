@@ -23,16 +23,20 @@ from __future__ import annotations
 
 from flame.sync.api import close_session, create_session, open_session, register_application
 from flame.sync.background import close
+from flame.sync.chunks import ChunkStream
 from flame.sync.connection import Connection, connect
 from flame.sync.iterators import BlockingIterator
 from flame.sync.session import Session
 from flame.sync.task import TaskHandle
+from flame.sync.typed import TypedSession
 
 __all__ = [
     "BlockingIterator",
+    "ChunkStream",
     "Connection",
     "Session",
     "TaskHandle",
+    "TypedSession",
     "close",
     "close_session",
     "connect",

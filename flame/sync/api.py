@@ -7,6 +7,7 @@ from typing import Any
 
 from flame.client import api
 from flame.client.spec import SessionSpec
+from flame.credentials import GivenSecrets
 from flame.protocol import defaults
 from flame.protocol.records import ApplicationSpec
 from flame.protocol.states import CloseMode
@@ -26,6 +27,8 @@ def create_session(  # noqa: PLR0913  # each is something to say of a session
     labels: Mapping[str, str] | None = None,
     weight: float | None = None,
     idle_timeout_s: float | None = None,
+    credentials: GivenSecrets | None = None,
+    delegations: GivenSecrets | None = None,
 ) -> Session:
     """Open a new session on the default connection; see `flame.create_session`."""
     here = background()
@@ -41,6 +44,8 @@ def create_session(  # noqa: PLR0913  # each is something to say of a session
             labels=labels,
             weight=weight,
             idle_timeout_s=idle_timeout_s,
+            credentials=credentials,
+            delegations=delegations,
         )
     )
     return Session(here, session)

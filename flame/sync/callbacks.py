@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from flame.client.task import Task, TaskInformer
 from flame.errors import WrongThread
 from flame.logs import get_logger
+from flame.protocol.progress import Progress
 
 if TYPE_CHECKING:
     from flame.sync.background import Background
@@ -92,6 +93,10 @@ class Relay(TaskInformer):
     def on_update(self, task: Task) -> None:
         """Pass a state on."""
         self._background.callbacks.put(partial(self._call, partial(self._informer.on_update, task)))
+
+    def on_progress(self, task: Task, progress: Progress) -> None:
+        """Pass a progress on."""
+        self._background.callbacks.put(partial(self._call, partial(self._informer.on_progress, task, progress)))
 
     def on_error(self) -> None:
         """Pass an error on."""

@@ -13,6 +13,7 @@ from flame.client.logs import LogLine
 from flame.client.session import Session as AsyncSession
 from flame.client.spec import SessionSpec
 from flame.client.task import Task
+from flame.credentials import GivenSecrets
 from flame.protocol import defaults
 from flame.protocol.api import Info, NodeInfo, SessionInfo
 from flame.protocol.events import ClusterEvent
@@ -94,6 +95,8 @@ class Connection:
         labels: Mapping[str, str] | None = None,
         weight: float | None = None,
         idle_timeout_s: float | None = None,
+        credentials: GivenSecrets | None = None,
+        delegations: GivenSecrets | None = None,
     ) -> Session:
         """Open a new session; see `flame.Connection.create_session`."""
         return self._session(
@@ -108,6 +111,8 @@ class Connection:
                 labels=labels,
                 weight=weight,
                 idle_timeout_s=idle_timeout_s,
+                credentials=credentials,
+                delegations=delegations,
             )
         )
 
@@ -118,6 +123,10 @@ class Connection:
     def close_session(self, session_id: str, *, mode: CloseMode | str = CloseMode.CLOSE) -> None:
         """Ask for a session's end and return at once; see `flame.Connection.close_session`."""
         self._run(self._connection.close_session(session_id, mode=mode))
+
+    def update_common_data(self, session_id: str, data: bytes, *, expected_version: int | None = None) -> int:
+        """Give a session other common data; see `flame.Connection.update_common_data`."""
+        return self._run(self._connection.update_common_data(session_id, data, expected_version=expected_version))
 
     def cancel_tasks(self, session_id: str, tasks: Iterable[str], reason: str = "") -> dict[str, TaskState]:
         """Give tasks of a session up by their ids; see `flame.Connection.cancel_tasks`."""

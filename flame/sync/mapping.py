@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Final
 
+from flame.client.mapping import Progress, total_of
 from flame.client.task import Task
 from flame.errors import InvalidArgument
 from flame.sync.background import Background
@@ -61,6 +62,7 @@ class Mapping(BlockingIterator[Task]):
         run: Callable[[AsyncIterator[Input]], AsyncIterator[Task]],
         inputs: Iterable[Input],
         in_flight: int,
+        on_progress: Progress | None,
     ) -> None:
         """Run inputs with what makes tasks of them, no more than ``in_flight`` at once."""
         try:
@@ -73,6 +75,9 @@ class Mapping(BlockingIterator[Task]):
         self._ahead = 2 * in_flight  # half of them at work: so neither thread waits for the other at each item
         self._given = 0
         self._more = True
+        self._done = 0
+        self._total = total_of(inputs)
+        self._on_progress = on_progress
         super().__init__(background, lambda: run(feed))
 
     def next(self, timeout_s: float | None = None) -> Task:
@@ -84,7 +89,15 @@ class Mapping(BlockingIterator[Task]):
             self._give()
             while items.empty() and self._give():
                 pass
-        return super().next(timeout_s)
+        task = super().next(timeout_s)
+        if self._on_progress is not None:
+            self._done += 1
+            try:
+                self._on_progress(self._done, self._total)
+            except BaseException:
+                self.close()
+                raise
+        return task
 
     def _give(self) -> bool:
         if not self._more or self._given - self._pump.taken >= self._ahead:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self, overload
 
 from flame.client.session import Session as AsyncSession
 from flame.client.task import Task, TaskInformer
@@ -17,9 +17,14 @@ from flame.protocol.messages import TaskOptions
 from flame.protocol.states import CloseMode, SessionState, TaskState
 from flame.sync.background import Background
 from flame.sync.callbacks import Relay
+from flame.sync.chunks import ChunkStream
 from flame.sync.iterators import BlockingIterator
 from flame.sync.mapping import Mapping
 from flame.sync.task import TaskHandle
+
+if TYPE_CHECKING:
+    from flame.sync.typed import TypedSession
+    from flame.typed.codec import Contract, I, O
 
 
 class Session:
@@ -49,6 +54,11 @@ class Session:
         """The latest known state."""
         return self._session.state
 
+    @property
+    def common_data_version(self) -> int:
+        """How often its common data was changed; see `flame.Session.common_data_version`."""
+        return self._session.common_data_version
+
     def __repr__(self) -> str:
         """Name the session and its state."""
         return f"<flame.sync.Session {self.id} {self.state.value}>"
@@ -72,6 +82,7 @@ class Session:
         *,
         timeout_s: float | None = None,
         options: TaskOptions | None = None,
+        key: str | None = None,
     ) -> Task:
         """Run a task and return it with its ``output``; see `flame.Session.invoke`.
 
@@ -80,12 +91,12 @@ class Session:
         """
         run = self._background.run
         if informer is None:
-            return run(self._session.invoke(input, timeout_s=timeout_s, options=options))
+            return run(self._session.invoke(input, timeout_s=timeout_s, options=options, key=key))
         callbacks = self._background.callbacks
         callbacks.check_elsewhere("invoke with an informer")
         relay = self._relay(informer)
         try:
-            task = run(self._session.invoke(input, relay, timeout_s=timeout_s, options=options))
+            task = run(self._session.invoke(input, relay, timeout_s=timeout_s, options=options, key=key))
         except TaskError:
             callbacks.drain()
             raise
@@ -93,7 +104,12 @@ class Session:
         return task
 
     def create_task(
-        self, input: bytes | str, informer: TaskInformer | None = None, *, options: TaskOptions | None = None
+        self,
+        input: bytes | str,
+        informer: TaskInformer | None = None,
+        *,
+        options: TaskOptions | None = None,
+        key: str | None = None,
     ) -> TaskHandle:
         """Store a task and return the future of its end: from now on it will not be lost.
 
@@ -101,7 +117,7 @@ class Session:
         """
 
         async def create() -> TaskHandle:
-            handle = await self._session.create_task(input, self._relay(informer), options=options)
+            handle = await self._session.create_task(input, self._relay(informer), options=options, key=key)
             return TaskHandle(self._background, handle, informed=informer is not None)
 
         return self._background.run(create())
@@ -132,17 +148,57 @@ class Session:
         ordered: bool = True,
         in_flight: int = 1000,
         raise_failed: bool = True,
+        cancel_on_exit: bool = True,
+        on_progress: Callable[[int, int | None], None] | None = None,
         options: TaskOptions | None = None,
     ) -> BlockingIterator[Task]:
         """Run a task for each input and yield the finished ones, in the inputs' order or as they finish.
 
         See `flame.Session.map`. Inputs are taken on the thread that asks for results, as it does, so that any number
-        of them needs little memory. What iterating over them raises is raised there, and ends it.
+        of them needs little memory, and ``on_progress`` is called there. What iterating over them raises is raised
+        there, and ends it. To leave it early, use it as a context manager or call its ``close``.
         """
         run = partial(
-            self._session.map, ordered=ordered, in_flight=in_flight, raise_failed=raise_failed, options=options
+            self._session.map,
+            ordered=ordered,
+            in_flight=in_flight,
+            raise_failed=raise_failed,
+            cancel_on_exit=cancel_on_exit,
+            options=options,
         )
-        return Mapping(self._background, run, inputs, in_flight)
+        return Mapping(self._background, run, inputs, in_flight, on_progress)
+
+    def stream(self, input: bytes | str, *, options: TaskOptions | None = None, key: str | None = None) -> ChunkStream:
+        """Run a task and iterate over what it emits, as it does; see `flame.Session.stream`."""
+        return ChunkStream(self._background, lambda: self._session.stream(input, options=options, key=key))
+
+    def open_stream(self, task_id: str) -> ChunkStream:
+        """Iterate over what a task of this session emits, from the start; see `flame.Session.open_stream`."""
+        return ChunkStream(self._background, lambda: self._session.open_stream(task_id))
+
+    # ---- values instead of bytes
+
+    @overload
+    def typed(self, input: Contract[I, O]) -> TypedSession[I, O]: ...
+    @overload
+    def typed(self, input: type[I], output: type[O]) -> TypedSession[I, O]: ...
+    @overload
+    def typed(self, input: type[I], output: object) -> TypedSession[I, Any]: ...
+    @overload
+    def typed(self, input: object, output: type[O]) -> TypedSession[Any, O]: ...
+    @overload
+    def typed(self, input: object, output: object) -> TypedSession[Any, Any]: ...
+    def typed(self, input: Any, output: Any = None) -> TypedSession[Any, Any]:
+        """Return this session with values instead of bytes; see `flame.Session.typed`."""
+        from flame.sync.typed import TypedSession  # noqa: PLC0415  # for those who use it
+
+        return TypedSession(self, self._session.typed(input, output))
+
+    def typed_as_published(self) -> TypedSession[Any, Any]:
+        """Return this session with JSON values; see `flame.Session.typed_as_published`."""
+        from flame.sync.typed import TypedSession  # noqa: PLC0415  # for those who use it
+
+        return TypedSession(self, self._background.run(self._session.typed_as_published()))
 
     def get_task(self, task_id: str) -> Task:
         """Return a task of this session as the cluster knows it now; see `flame.Session.get_task`."""
@@ -155,6 +211,10 @@ class Session:
     def list_tasks(self, *, after: str = "", limit: int = 100) -> list[Task]:
         """Return tasks of this session as the cluster knows them now; see `flame.Session.list_tasks`."""
         return self._background.run(self._session.list_tasks(after=after, limit=limit))
+
+    def update_common_data(self, data: bytes, *, expected_version: int | None = None) -> int:
+        """Give the session other common data and return its version; see `flame.Session.update_common_data`."""
+        return self._background.run(self._session.update_common_data(data, expected_version=expected_version))
 
     def watch(self) -> BlockingIterator[SessionEvent]:
         """Follow what happens to the session, its executors and its tasks from now on; see `flame.Session.watch`."""

@@ -13,6 +13,7 @@ from flame.client.task import TaskHandle as AsyncTaskHandle
 from flame.errors import FlameError, TaskError, TimedOut
 from flame.protocol.states import TaskState
 from flame.sync.background import Background
+from flame.sync.chunks import ChunkStream
 
 
 class TaskHandle(Future[Task]):
@@ -102,6 +103,10 @@ class TaskHandle(Future[Task]):
     def cancelled(self) -> bool:
         """Whether the task ended by being cancelled."""
         return self.done() and self.task.state is TaskState.CANCELLED
+
+    def stream(self) -> ChunkStream:
+        """Return what the task emits, from the start, whenever this is called; see `flame.TaskHandle.stream`."""
+        return ChunkStream(self._background, self._handle.stream)
 
     def running(self) -> bool:
         """Whether the task is known to run."""

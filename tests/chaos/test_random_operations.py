@@ -153,6 +153,13 @@ async def recorded(play: Play, played: Played) -> dict[str, flame.TaskState]:
     return found
 
 
+def show(play: Play, played: Played) -> None:
+    """Print what the programs said of a session; pytest shows it with the failure."""
+    for path in sorted(play.cluster.folder.glob("*.log")):
+        lines = [line for line in path.read_text(errors="replace").splitlines() if played.session.id in line]
+        print(f"--- {path.name}", *lines, sep="\n")  # noqa: T201
+
+
 async def counts_are(play: Play, played: Played, expected: tuple[int, ...]) -> None:
     """Wait until a session has these counts, and has ended if it was closed."""
     seen = "nothing"
@@ -167,6 +174,7 @@ async def counts_are(play: Play, played: Played, expected: tuple[int, ...]) -> N
     try:
         await eventually(counted, "the counts are right", PATIENCE_S)
     except AssertionError:
+        show(play, played)
         raise AssertionError(f"session {played.session.id} is {seen}, its records say {expected}") from None
 
 
@@ -186,7 +194,11 @@ async def test_every_task_has_one_record_and_every_count_is_right(play: Play) ->
 
     for played in play.sessions:
         records = await recorded(play, played)
-        assert set(records) == {handle.id for handle in played.handles}
+        missing = [handle.task for handle in played.handles if handle.id not in records]
+        if missing:
+            show(play, played)
+        assert missing == []
+        assert len(records) == len(played.handles)
         assert {handle.id: handle.task.state for handle in played.handles} == records
         tally = Counter(records.values())
         await counts_are(

@@ -428,3 +428,26 @@ async def test_whoever_believes_a_watch_believes_the_truth_in_the_end(bucket: Bu
     await same.put("last", b"")
     await heard.until(lambda all_of_it: bool(all_of_it) and all_of_it[-1].key == "last")
     assert values(heard.all) == values(await same.entries())
+
+
+# ---- clearing
+
+
+async def test_what_is_cleared_is_gone_and_can_be_written_again(bucket: Bucket, same: Bucket) -> None:
+    for key in ("a.x", "a.y.z", "b.x"):
+        await bucket.put(key, b"1")
+    await bucket.put("a.x", b"2")
+    await bucket.delete("a.y.z")
+    await same.clear("a.>")
+    assert [entry.key for entry in await bucket.entries()] == ["b.x"]
+    assert await bucket.get("a.x") is None
+    assert await bucket.clear("a.>") == 0
+    await bucket.create("a.x", b"3")
+    assert [entry.value for entry in await bucket.entries("a.>")] == [b"3"]
+
+
+async def test_one_key_is_cleared_and_no_other(bucket: Bucket) -> None:
+    for key in ("a.x", "a.xy"):
+        await bucket.put(key, b"1")
+    assert await bucket.clear("a.x") == 1
+    assert [entry.key for entry in await bucket.entries()] == ["a.xy"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 import threading
 import time
@@ -76,9 +77,103 @@ async def register_twice(connection: flame.Connection, cluster: Cluster) -> None
     await connection.register_application("twice", cluster.service("lab"))
 
 
+async def invoke_unusually(
+    connection: flame.Connection, *, key: Any = None, options: dict[str, Any] | None = None
+) -> None:
+    """Invoke a task in an unusual way."""
+    async with await connection.create_session("flmping") as session:
+        await session.invoke(b"x", key=key, options=flame.TaskOptions(**options or {}))
+
+
+async def update_stale(connection: flame.Connection, cluster: Cluster) -> None:
+    async with await connection.create_session("flmping") as session:
+        await session.update_common_data(b"one")
+        await session.update_common_data(b"two", expected_version=0)
+
+
+async def update_too_much(connection: flame.Connection, cluster: Cluster) -> None:
+    async with await connection.create_session("flmping") as session:
+        await session.update_common_data(b"x" * (256 * 1024 + 1))
+
+
+async def update_closed(connection: flame.Connection, cluster: Cluster) -> None:
+    session = await connection.create_session("flmping")
+    await session.close()
+    await session.update_common_data(b"late")
+
+
+async def reuse_key(connection: flame.Connection, cluster: Cluster) -> None:
+    async with await connection.create_session("flmping") as session:
+        await session.invoke(b"one", key="k")
+        await session.invoke(b"two", key="k")
+
+
 async def invoke_number(connection: flame.Connection, cluster: Cluster) -> None:
     async with await connection.create_session("flmping") as session:
         await session.invoke(42)  # type: ignore[arg-type]  # that is the point
+
+
+async def emit_wrongly(connection: flame.Connection, cluster: Cluster, verb: str, *arguments: Any) -> None:
+    if "emitting" not in {application.name for application in await connection.list_applications()}:
+        await connection.register_application("emitting", cluster.service("streamer"))
+    async with await connection.create_session("emitting") as session:
+        await session.invoke(json.dumps([verb, *arguments]))
+
+
+async def stream_of_generator(connection: flame.Connection, cluster: Cluster) -> None:
+    spec = cluster.service("streamer", environments={"KIND": "generating"})
+    await connection.register_application("generating", spec)
+    async with await connection.create_session("generating") as session:
+        async for _ in session.stream(json.dumps([3, "raise"])):
+            pass
+
+
+async def stream_what_is_not(connection: flame.Connection, cluster: Cluster) -> None:
+    async with await connection.create_session("flmping") as session:
+        await anext(session.open_stream("nothing"))
+
+
+async def stream_number(connection: flame.Connection, cluster: Cluster) -> None:
+    async with await connection.create_session("flmping") as session:
+        await anext(session.stream(42))  # type: ignore[arg-type]  # that is the point
+
+
+async def stream_of_closed(connection: flame.Connection, cluster: Cluster) -> None:
+    session = await connection.create_session("flmping")
+    await session.close()
+    await anext(session.stream(b"x"))
+
+
+async def invoke_by_types(connection: flame.Connection, input: Any, output: Any, value: Any) -> None:
+    async with await connection.create_session("flmping") as session:
+        await session.typed(input, output).invoke(value)
+
+
+async def invoke_as_published(connection: flame.Connection, cluster: Cluster) -> None:
+    async with await connection.create_session("flmping") as session:
+        await session.typed_as_published()
+
+
+async def refused_input(connection: flame.Connection, cluster: Cluster) -> None:
+    spec = cluster.service("typed", max_attempts=1000, environments={"SERVICE": "letters"})
+    await connection.register_application("letters", spec)
+    async with await connection.create_session("letters") as session:
+        await session.invoke(b'{"txt": "a"}')
+
+
+async def map_without_room(connection: flame.Connection, cluster: Cluster) -> None:
+    async with await connection.create_session("flmping") as session:
+        session.map([b"x"], in_flight=0)
+
+
+async def map_a_number(connection: flame.Connection, cluster: Cluster) -> None:
+    async with await connection.create_session("flmping") as session:
+        async for _ in session.map([b"x", 42]):  # type: ignore[list-item]  # that is the point
+            pass
+
+
+async def as_json_of_what_is_none(connection: flame.Connection, cluster: Cluster) -> None:
+    flame.as_json({"lock": threading.Lock()})
 
 
 async def list_no_tasks(connection: flame.Connection, cluster: Cluster) -> None:
@@ -233,6 +328,63 @@ CASES = [
         flame.InvalidArgument,
         "input_schema",
     ),
+    Case(
+        "credentials that are none",
+        lambda c, _: c.create_session("flmping", credentials=["a"]),  # type: ignore[arg-type]
+        flame.InvalidArgument,
+        "credentials: expected a mapping of names to secrets, got list",
+    ),
+    Case(
+        "a credential that is no text",
+        lambda c, _: c.create_session("flmping", credentials={"api": 5}),  # type: ignore[dict-item]
+        flame.InvalidArgument,
+        "credentials: 'api': expected str or a secret, got int",
+    ),
+    Case(
+        "too many delegations",
+        lambda c, _: c.create_session("flmping", delegations={str(n): "x" for n in range(65)}),
+        flame.InvalidArgument,
+        "delegations: expected at most 64, got 65",
+    ),
+    Case(
+        "credentials of a task that are none",
+        lambda c, _: invoke_unusually(c, options={"credentials": {"a": b"x"}}),
+        flame.InvalidArgument,
+        "options: credentials: 'a': expected str or a secret, got bytes",
+    ),
+    Case("a stale version", update_stale, flame.StaleVersion, "has version 1, not 0"),
+    Case(
+        "common data that is none",
+        lambda c, _: c.update_common_data("nope", "text"),  # type: ignore[arg-type]
+        flame.InvalidArgument,
+        "common_data: expected bytes, got str",
+    ),
+    Case(
+        "a version that is none",
+        lambda c, _: c.update_common_data("nope", b"x", expected_version=-1),
+        flame.InvalidArgument,
+        "update_common_data: expected_version",
+    ),
+    Case("too much common data later", update_too_much, flame.PayloadTooLarge, "common_data of 262145 bytes"),
+    Case(
+        "common data of nobody", lambda c, _: c.update_common_data("nope", b"x"), flame.SessionNotFound, "session nope"
+    ),
+    Case("common data of a closed session", update_closed, flame.SessionNotOpen, "is closed", 10),
+    Case("a key with another input", reuse_key, flame.KeyReused, "key 'k' names a task", 10),
+    Case(
+        "a key that is none",
+        lambda c, _: invoke_unusually(c, key=5),
+        flame.InvalidArgument,
+        "key: expected str, got int",
+    ),
+    Case("an empty key", lambda c, _: invoke_unusually(c, key=""), flame.InvalidArgument, "key: expected 1 to 512"),
+    Case(
+        "a version that never was",
+        lambda c, _: invoke_unusually(c, options={"common_data_version": 3}),
+        flame.TaskFailed,
+        "wants version 3 of the common data; the session has 0",
+        10,
+    ),
     Case("logs of nobody", lambda c, _: anext(c.read_logs()), flame.InvalidArgument, "a session, an executor or both"),
     Case("common data as text", lambda c, _: c.create_session("flmping", "text"), flame.InvalidArgument, "got str"),  # type: ignore[arg-type]
     Case(
@@ -356,6 +508,31 @@ CASES = [
         "ready",
         20,
     ),
+    Case(
+        "a chunk of another type",
+        lambda c, k: emit_wrongly(c, k, "emit", "number"),
+        flame.TaskFailed,
+        "emit: expected bytes or str, got int",
+        10,
+    ),
+    Case(
+        "a chunk that is too large",
+        lambda c, k: emit_wrongly(c, k, "emit", "large"),
+        flame.TaskFailed,
+        "emit: a chunk of 262144 bytes",
+        10,
+    ),
+    Case(
+        "a progress that can't be",
+        lambda c, k: emit_wrongly(c, k, "wrong_progress", "much"),
+        flame.TaskFailed,
+        "progress: done: expected a number",
+        10,
+    ),
+    Case("a generator that raises half-way", stream_of_generator, flame.TaskFailed, "ValueError: half-way", 10),
+    Case("a stream of no task", stream_what_is_not, flame.TaskNotFound, "'nothing'", 10),
+    Case("a stream of a number", stream_number, flame.InvalidArgument, "input: expected bytes or str, got int", 10),
+    Case("a stream of a closed session", stream_of_closed, flame.SessionNotOpen, "is closed", 10),
     Case("malformed endpoint", lambda _c, _: flame.connect("127.0.0.1:4222"), flame.ConfigurationError, "nats://HOST"),
     Case("wrong scheme", lambda _c, _: flame.connect("http://127.0.0.1:1"), flame.ConfigurationError, "http://"),
     Case("no broker", lambda _c, _: flame.connect("nats://127.0.0.1:1"), flame.BrokerUnavailable, "127.0.0.1:1"),
@@ -367,6 +544,35 @@ CASES = [
         flame.ConfigurationError,
         "flmctl register",
     ),
+    Case(
+        "an input of another type",
+        lambda c, _: invoke_by_types(c, int, int, "x"),
+        flame.InvalidInput,
+        "input for application flmping: not int: .*got 'x'",
+    ),
+    Case(
+        "an output of another type",
+        lambda c, _: invoke_by_types(c, list[str], list[int], ["x"]),
+        flame.SchemaMismatch,
+        r"its output is not list\[int\]: 0: ",
+    ),
+    Case(
+        "a type that can't be sent",
+        lambda c, _: invoke_by_types(c, threading.Event, int, 1),
+        flame.ConfigurationError,
+        "Event can't be sent as JSON",
+    ),
+    Case("a value that can't be sent", as_json_of_what_is_none, flame.InvalidInput, "as_json: not dict: .*lock"),
+    Case("no published schemas", invoke_as_published, flame.ConfigurationError, "flmping publishes no schemas"),
+    Case(
+        "an input that the service refuses",
+        refused_input,
+        flame.TaskFailed,
+        "InvalidInput: its input is not Question, which letters takes: text: Field required",
+        10,
+    ),
+    Case("a map without room", map_without_room, flame.InvalidArgument, "in_flight: expected at least 1, got 0"),
+    Case("a map of what is no input", map_a_number, flame.InvalidArgument, "input: expected bytes or str, got int"),
     Case("a class for an instance", lambda _c, _: flame.run(flame.FlameService), flame.ConfigurationError, "instance"),
     Case("no service at all", lambda _c, _: flame.run(object()), flame.ConfigurationError, "on_task_invoke"),
 ]

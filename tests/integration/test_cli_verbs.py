@@ -106,10 +106,17 @@ def test_applications_come_change_and_go(cluster: Up, tmp_path: Path) -> None:
     shown = ask(cluster, "view", "-a", "one")
     assert (shown["command"], shown["max_instances"]) == ("other", 3)
     assert shown["updated"] > shown["created"]
+    for _ in range(2):
+        ends(call("disable", "-a", "two", endpoint=cluster.endpoint), 0, "application two disabled\n")
+    assert ask(cluster, "view", "-a", "two")["state"] == "disabled"
+    ends(call("create", "-a", "two", endpoint=cluster.endpoint), 1, "application two is disabled")
+    ends(call("enable", "-a", "two", endpoint=cluster.endpoint), 0, "application two enabled\n")
+    ends(call("close", "-s", create(cluster, "-a", "two"), "--wait", endpoint=cluster.endpoint), 0)
     for name in ("one", "two"):
         ends(call("unregister", "-a", name, endpoint=cluster.endpoint), 0, f"application {name} unregistered\n")
     ends(call("unregister", "-a", "one", endpoint=cluster.endpoint), 1, "application 'one' is not registered")
     ends(call("update", "-f", str(file), endpoint=cluster.endpoint), 1, "application 'one' is not registered")
+    ends(call("disable", "-a", "one", endpoint=cluster.endpoint), 1, "application 'one' is not registered")
     assert "\none " not in call("list", "-a", endpoint=cluster.endpoint).stdout
 
 

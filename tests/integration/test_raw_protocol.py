@@ -14,7 +14,7 @@ import json
 import re
 import sys
 import textwrap
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from enum import Enum
 from functools import cache
 from pathlib import Path
@@ -26,7 +26,19 @@ import pytest
 from pydantic import BaseModel
 
 import flame
-from flame.protocol import api, codes, defaults, events, messages, records, states, subjects
+from flame.protocol import (
+    api,
+    chunks,
+    codes,
+    defaults,
+    events,
+    messages,
+    progress,
+    records,
+    session_state,
+    states,
+    subjects,
+)
 from flame.service import environment
 from tests.support.cluster import PATIENCE_S, SERVICES, eventually, executors_of, kill, processes_of
 from tests.support.servers import ServedCluster, Servers, single
@@ -325,13 +337,21 @@ async def test_a_session_that_a_raw_service_can_not_enter_fails_with_its_text(
 
 CLASSES: dict[str, type[Any]] = {
     name: kind
-    for module in (messages, records, api, events)
+    for module in (messages, chunks, progress, records, api, events, session_state)
     for name, kind in inspect.getmembers(module, inspect.isclass)
     if kind.__module__ == module.__name__ and (issubclass(kind, BaseModel) or dataclasses.is_dataclass(kind))
 }
 BASES = {"Record", "Input", "Request"}
 """They have no fields of their own."""
-NO_SUBJECTS = {"check_application", "check_token", "stored_session", "task_key", "to_token"}
+NO_SUBJECTS = {
+    "check_application",
+    "check_token",
+    "parse_state_key",
+    "state_key",
+    "stored_session",
+    "task_key",
+    "to_token",
+}
 
 
 def fields_of(kind: type[Any]) -> dict[str, str]:
@@ -342,13 +362,17 @@ def fields_of(kind: type[Any]) -> dict[str, str]:
             for name, field in kind.model_fields.items()
         }
     return {
-        field.name: "required" if field.default is dataclasses.MISSING else shown(field.default)
+        field.name: "required" if (default := default_of(field)) is dataclasses.MISSING else shown(default)
         for field in dataclasses.fields(kind)
     }
 
 
+def default_of(field: dataclasses.Field[Any]) -> object:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
 def shown(value: object) -> str:
-    if isinstance(value, BaseModel):
+    if isinstance(value, BaseModel | Mapping):
         return "{}"
     if isinstance(value, bytes):
         return f'b"{value.decode()}"'
@@ -433,6 +457,10 @@ def test_the_limits_are_those_of_the_code() -> None:
         f"{thousands(defaults.WAITING_TASKS)} messages and {defaults.WAITING_BYTES // 2**30} GiB",
         f"kept for {defaults.RESULT_AGE_S / 3600:.0f} h; direct reads",
         f"kept for {defaults.LOG_AGE_S / 3600:.0f} h and up to {defaults.LOG_BYTES // 2**20} MiB",
+        f"kept for {defaults.CHUNK_AGE_S / 3600:.0f} h and up to {defaults.CHUNK_BYTES // 2**30} GiB",
+        f"whose `index` is higher by {defaults.CHUNK_WINDOW} will never be",
+        f"whose `index` is higher by {defaults.CHUNK_WINDOW} or more",
+        f"at most {thousands(defaults.PROGRESS_MESSAGE)} characters",
         f"`flame-leases` | | nothing yet; kept for {defaults.LEADER_LEASE_S:g} s",
         f"({defaults.ACK_WAIT_S:g} s unless the scheduler was told otherwise)",
         f"**certainly** yours for {defaults.LEASE_CERTAIN:g} of `ack_wait_s`",
@@ -505,6 +533,8 @@ def test_there_is_an_example_of_everything_on_the_hot_path() -> None:
         "Control",
         "Attempts",
         "LogChunk",
+        "ChunkMessage",
+        "Progress",
     }
 
 

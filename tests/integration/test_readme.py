@@ -36,11 +36,12 @@ def commands() -> list[str]:
 
 async def test_the_tour_works_as_printed(cluster: Cluster, connection: flame.Connection, tmp_path: Path) -> None:
     """The cluster stands for `flmctl up`, and this environment for the installation: both have tests of their own."""
-    [service, client] = [block for block in blocks("python") if "import flame" in block]
+    [service, client, plain] = [block for block in blocks("python") if "import flame" in block]
     [deployment] = blocks("yaml")
     (tmp_path / "agent.py").write_text(service)
     (tmp_path / "agent.yaml").write_text(deployment)
     (tmp_path / "client.py").write_text(client)
+    (tmp_path / "plain.py").write_text(plain)
     programs = Path(sys.executable).parent
     environment = {
         **os.environ,
@@ -61,6 +62,8 @@ async def test_the_tour_works_as_printed(cluster: Cluster, connection: flame.Con
     assert "my-agent" in outputs["flmctl register -f agent.yaml"]
     answer = await asyncio.to_thread(run, sys.executable, "client.py")
     assert answer.startswith("You said: hello from x")
+    answer = await asyncio.to_thread(run, sys.executable, "plain.py")
+    assert answer.splitlines() == [f"You said: {word}" for word in ("hello", "one", "two", "three")]
     assert "my-agent" in await asyncio.to_thread(run, "flmctl", "list", "-s")
     await asyncio.to_thread(run, "flmctl", "unregister", "-a", "my-agent")
     assert "my-agent" not in {application.name for application in await connection.list_applications()}

@@ -48,6 +48,8 @@ def test_the_wheel_holds_three_packages_and_the_brokers_configuration(wheel: Pat
     assert {top for top in tops if not top.endswith(".dist-info")} == {"flame", "flame_services", "flame_cli"}
     assert any(name.startswith("flame_services/broker_config/") for name in names)
     assert "flame/py.typed" in names
+    [points] = [name for name in names if name.endswith(".dist-info/entry_points.txt")]
+    assert "[pytest11]\nflame = flame.testing.plugin" in zipfile.ZipFile(wheel).read(points).decode()
 
 
 def test_a_cluster_comes_up_from_the_wheel_and_flmping_measures_it(wheel: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The cluster in memory that users test with, as tests of the cluster itself want it: one service, and all its parts."""
+"""The cluster in memory that users test with, for tests of the cluster itself: one service, and all its parts."""
 
 from __future__ import annotations
 

@@ -119,7 +119,17 @@ def test_a_document_has_the_fields_that_help_lists(kind: str) -> None:
             "session",
             {*SessionInfo.model_fields, *SessionRecord.model_fields, *SessionOptions.model_fields},
             # The last ones are how counts are kept exact.
-            {"session", "options", "common_data_key", "counted", "strays", "writer", "written_from"},
+            {
+                "session",
+                "options",
+                "common_data_key",
+                "common_data_version",
+                "credentials_key",
+                "counted",
+                "strays",
+                "writer",
+                "written_from",
+            },
         ),
         ("executor", set(ExecutorRecord.model_fields), {"counted_to"}),
         ("node", set(NodeInfo.model_fields), set()),

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from flame.errors import FlameError, InvalidArgument, MalformedMessage, SessionNotFound, UnsupportedVersion
 from flame.protocol import messages as protocol
 from flame.protocol.api import CreateSession, Info, LookUpTasks, TaskLooks, answer_error, answer_ok, read_answer
+from flame.protocol.chunks import ChunkMessage
 from flame.protocol.codec import VERSION, pack, unpack
 from flame.protocol.codes import ErrorCode
 from flame.protocol.events import ClusterEvent
@@ -34,6 +35,7 @@ from flame.protocol.messages import (
     TaskMessage,
     TaskOptions,
 )
+from flame.protocol.progress import Progress
 from flame.protocol.records import ApplicationSpec, SessionOptions
 from flame.protocol.states import TaskState
 from tests.unit.strategies import amounts, anything, made_of_fields, newer_keys, plain_text
@@ -56,6 +58,8 @@ MESSAGES: dict[type[Any], st.SearchStrategy[Any]] = {
     Orders: made_of_fields(Orders, want=st.sampled_from([SERVE, LEAVE, WAIT])),
     Attempts: made_of_fields(Attempts),
     LogChunk: made_of_fields(LogChunk),
+    ChunkMessage: made_of_fields(ChunkMessage),
+    Progress: made_of_fields(Progress),
     Control: made_of_fields(Control),
     ClusterEvent: made_of_fields(ClusterEvent),
 }
@@ -68,7 +72,7 @@ def test_every_kind_of_message_is_tested_here() -> None:
     kinds = {
         value for value in vars(protocol).values() if inspect.isclass(value) and value.__module__ == protocol.__name__
     }
-    assert {kind for kind in kinds if hasattr(kind, "decode")} | {ClusterEvent} == set(MESSAGES)
+    assert {kind for kind in kinds if hasattr(kind, "decode")} | {ClusterEvent, ChunkMessage, Progress} == set(MESSAGES)
 
 
 # ---- the codec

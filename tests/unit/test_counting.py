@@ -48,7 +48,7 @@ async def broker() -> AsyncIterator[Any]:
 
 async def store_results(broker: Any, executor: str, *states: TaskState) -> int:
     """Store records of new tasks; return where the stream ends."""
-    last = (await broker.stream_state(subjects.result_stream("app"))).last_sequence
+    last: int = (await broker.stream_state(subjects.result_stream("app"))).last_sequence
     for state in states:
         last += 1
         record = ResultRecord(state, executor=executor)

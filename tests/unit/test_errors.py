@@ -26,7 +26,15 @@ TASK_CODES = {
 """These name what became of a task; their exceptions carry the task and are made from its record."""
 
 ALSO_NAMED_BY_A_CODE: dict[ErrorCode, set[type[FlameError]]] = {
-    ErrorCode.INVALID_ARGUMENT: {errors.ConfigurationError, errors.MalformedMessage, errors.WrongThread},
+    ErrorCode.INVALID_ARGUMENT: {
+        errors.ConfigurationError,
+        errors.InvalidInput,
+        errors.MalformedMessage,
+        errors.SchemaMismatch,
+        errors.TaskEnded,
+        errors.WrongThread,
+    },
+    ErrorCode.TASK_NOT_FOUND: {errors.ChunksGone},
     ErrorCode.UNAVAILABLE: {errors.BrokerUnavailable, errors.SchedulerUnavailable, errors.TimedOut},
     ErrorCode.INTERNAL: {FlameError, errors.NotFound, errors.Refused, TaskError, errors.IllegalTransition},
 }

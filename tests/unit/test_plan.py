@@ -24,6 +24,7 @@ from flame.protocol.records import (
 from flame.protocol.resources import Resources
 from flame.protocol.states import ExecutorState, NodeState, SessionState
 from flame_services.scheduler import reasons
+from flame_services.scheduler.needs import CERTAIN_S
 from flame_services.scheduler.plan import Plan, Step, plan, wanted_executors
 from flame_services.scheduler.view import Executor, Session, View
 
@@ -690,6 +691,30 @@ def test_a_backlog_that_the_present_executors_can_not_work_off_soon_gets_more(
     serving: list[Executor | None], demand: bool, wanted: int
 ) -> None:
     assert wanted_executors(least=0, most=5, demand=demand, serving=serving) == wanted
+
+
+def busy_since(began: float, pending: int = 0, told: float = 0.0) -> Executor:
+    """Return a busy executor that began to serve at one time, and said at another how much waits."""
+    made = known(pending=pending)
+    made.serving_since, made.pending_at = began, told
+    return made
+
+
+@pytest.mark.parametrize(
+    ("serving", "now", "wanted"),
+    [
+        ([busy_since(1.0, 1, told=2.0)], 2.0, 2),
+        ([busy_since(1.0, 1, told=2.0), busy_since(3.0)], 3.0, 2),  # the second one has taken it
+        ([busy_since(1.0, 5, told=2.0), busy_since(3.0), busy_since(3.1)], 3.2, 6),
+        ([busy_since(1.0, 1, told=2.0), busy_since(3.0, 4, told=4.0)], 4.0, 6),
+        ([busy_since(1.0), busy_since(2.1, 1, told=2.3), busy_since(2.2)], 2.3, 3),  # what was told was older than that
+        ([busy_since(1.0, 1, told=2.0), busy_since(3.0)], 2.0 + CERTAIN_S, 3),  # its manager says so, too
+    ],
+)
+def test_what_those_that_began_since_have_taken_gets_no_further_executor(
+    serving: list[Executor | None], now: float, wanted: int
+) -> None:
+    assert wanted_executors(least=0, most=10, demand=False, serving=serving, now=now) == wanted
 
 
 @given(

@@ -14,13 +14,26 @@ import pytest
 
 import flame
 import flame.sync
-from flame.client import api, connection, session, task
+from flame.client import api, connection, session, task, typed
 from flame.sync import background, callbacks, iterators, mapping
 
 NOT_FOR_USERS = {
     "Connection": {"broker", "task_ids", "keep_alive", "call", "request_close", "get_session_record", "forget"},
+    "TypedSession": {"read_chunk"},
     "Session": {"listen", "reconcile_now", "abandon"},
-    "TaskHandle": {"created", "future", "payload", "stored", "when_stored", "mark_stored", "finish", "learn", "lose"},
+    "TaskHandle": {
+        "created",
+        "digest",
+        "future",
+        "payload",
+        "stored",
+        "when_stored",
+        "mark_stored",
+        "finish",
+        "learn",
+        "lose",
+        "note_progress",
+    },
 }
 """What the parts of the asynchronous API offer one another; see the comments in its classes."""
 
@@ -32,6 +45,11 @@ DIFFERENT: dict[str, tuple[str, str]] = {
         "Iterable[bytes | str] | AsyncIterable[bytes | str]",
         "Iterable[bytes | str]",
     ),  # they are taken on the calling thread
+    "TypedSession.create_task()": ("TypedHandle[O]", "TaskHandle"),  # a future of the task with bytes
+    "TypedSession.create_tasks()": ("list[TypedHandle[O]]", "list[TaskHandle]"),
+    "TypedSession.stream()": ("TypedStream[O]", "Generator[TypedChunk[O], None, None]"),
+    "TypedSession.map.inputs": ("Iterable[I] | AsyncIterable[I]", "Iterable[I]"),
+    "TypedSession.map()": ("AsyncGenerator[TypedTask[O], None]", "Generator[TypedTask[O], None, None]"),
     "TaskHandle.cancel()": ("TaskState", "bool"),  # as that of any future; the state is that of handle.task
     "TaskHandle.finished(...)": ("()", "(timeout)"),  # there is no asyncio.timeout to put around it
 }
@@ -41,6 +59,7 @@ CLASSES: list[tuple[type, type]] = [
     (connection.Connection, flame.sync.Connection),
     (session.Session, flame.sync.Session),
     (task.TaskHandle, flame.sync.TaskHandle),
+    (typed.TypedSession, flame.sync.TypedSession),
 ]
 ENTERING = {"__aenter__": "__enter__", "__aexit__": "__exit__"}
 WAITED_FOR = re.compile(r"^(AsyncIterator|AsyncGenerator|ClusterEvents)(?:\[([\w ]+)(?:, None)?\])?$")
@@ -80,11 +99,11 @@ def differences(name: str, theirs: Callable[..., Any], ours: Callable[..., Any])
 @pytest.mark.parametrize(("theirs", "ours"), CLASSES, ids=lambda kind: kind.__name__)
 def test_each_method_has_its_counterpart_with_the_same_signature(theirs: type, ours: type) -> None:
     kind = theirs.__name__
-    wanted = public(vars(theirs)) - NOT_FOR_USERS[kind]
+    wanted = public(vars(theirs)) - NOT_FOR_USERS.get(kind, set())
     extra = OF_A_FUTURE if kind == "TaskHandle" else set()
     inherited = {name for name in wanted if name not in vars(ours) and hasattr(ours, name)}
     assert wanted - inherited == public(vars(ours)) - extra
-    for name in (*wanted, *(ENTERING if kind != "TaskHandle" else ())):
+    for name in (*wanted, *(ENTERING if hasattr(theirs, "__aenter__") else ())):
         method, own = vars(theirs)[name], getattr(ours, ENTERING.get(name, name))
         if isinstance(method, property):
             assert isinstance(own, property)
@@ -112,9 +131,11 @@ def test_each_function_of_the_package_has_its_counterpart() -> None:
 def test_the_names_are_these_and_each_says_what_it_is() -> None:
     assert flame.sync.__all__ == [
         "BlockingIterator",
+        "ChunkStream",
         "Connection",
         "Session",
         "TaskHandle",
+        "TypedSession",
         "close",
         "close_session",
         "connect",

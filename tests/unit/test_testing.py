@@ -368,6 +368,32 @@ async def test_a_service_that_can_not_be_made_fails_its_session(cluster: MemoryC
         assert len(events.matching(noun="executor", session=session, state="released")) == 2
 
 
+async def test_a_service_that_never_enters_or_leaves_is_ended_in_time(cluster: MemoryCluster) -> None:
+    class Slow(flame.FlameService):
+        async def on_session_enter(self, context: flame.SessionContext) -> None:
+            if context.common_data == b"enter":
+                await asyncio.sleep(10_000)
+
+        async def on_task_invoke(self, context: flame.TaskContext) -> bytes:
+            return context.input
+
+        async def on_session_leave(self) -> None:
+            await asyncio.sleep(10_000)
+
+    await cluster.register(Slow, session_retry_limit=1)
+    async with cluster.events() as events:
+        entering = await cluster.create_session("Slow", b"enter")
+        task = await entering.create_task("x")
+        failed = await events.expect(session=entering, state="failed", within_s=400)
+        assert "on_session_enter took longer than 300 s" in failed.reason
+        assert (await task.finished()).state is flame.TaskState.FAILED
+        leaving = await cluster.create_session("Slow")
+        await leaving.invoke("x")
+        await leaving.close(timeout_s=60)
+        released = await events.expect(noun="executor", session=leaving, state="released")
+        assert "on_session_leave took longer than 10 s" in released.reason
+
+
 async def test_an_application_without_a_service_here_says_so(cluster: MemoryCluster) -> None:
     await cluster.connection.register_application("strange", {"command": "python", "session_retry_limit": 1})
     session = await cluster.create_session("strange")

@@ -152,9 +152,17 @@ def test_logs_are_limited_by_size_and_age_and_lose_what_is_old() -> None:
     assert not stream.one_per_subject
 
 
+def test_chunks_are_kept_as_long_as_results_up_to_a_gib_and_lose_what_is_old() -> None:
+    stream = topology.chunk_stream("app")
+    assert stream.subjects == ("flame.chunk.app.*.*",)
+    assert (stream.max_age_s, stream.max_bytes) == (topology.result_stream("app").max_age_s, 1024**3)
+    assert not stream.refuse_when_full
+    assert not stream.one_per_subject
+
+
 def test_results_can_be_kept_before_a_task_can_be_asked_for() -> None:
     names = [stream.name for stream in topology.application_streams("app")]
-    assert sorted(names) == ["flame-log-app", "flame-result-app", "flame-task-app"]
+    assert sorted(names) == ["flame-chunk-app", "flame-log-app", "flame-result-app", "flame-task-app"]
     assert names[-1] == subjects.task_stream("app")
 
 
@@ -191,7 +199,18 @@ def test_a_consumer_takes_twice_as_many_pulls_as_executors_and_never_very_few() 
 
 def test_there_is_a_bucket_for_each_noun_and_only_leases_and_attempts_run_out() -> None:
     made = {bucket.name: bucket for bucket in topology.buckets()}
-    nouns = {"applications", "sessions", "nodes", "executors", "bindings", "attempts", "leases", "common"}
+    nouns = {
+        "applications",
+        "sessions",
+        "nodes",
+        "executors",
+        "bindings",
+        "attempts",
+        "leases",
+        "common",
+        "credentials",
+        "state",
+    }
     assert set(made) == {f"flame-{noun}" for noun in nouns}
     ends = {name: bucket.ttl_s for name, bucket in made.items() if bucket.ttl_s}
     assert ends == {"flame-leases": 3.0, "flame-attempts": 24 * HOUR_S}

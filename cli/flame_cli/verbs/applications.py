@@ -22,6 +22,13 @@ _FILE = (
     "  delay_release: 60             # seconds that one with nothing to do stays",
 )
 _Name = Annotated[str, typer.Option("--application", "-a", metavar="NAME", help="The application.")]
+_Describe = Annotated[
+    bool,
+    typer.Option(
+        "--describe",
+        help="Run each command here, once, to ask for the JSON schemas of what the service takes and returns.",
+    ),
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -51,7 +58,7 @@ def add_to(app: typer.Typer) -> None:
     )
 
 
-def register(context: typer.Context, file: File, endpoint: Endpoint = None) -> None:
+def register(context: typer.Context, file: File, describe: _Describe = False, endpoint: Endpoint = None) -> None:
     """Register the applications that a YAML file declares.
 
     A file may hold several documents, with a line of --- between them. Further fields of spec are shim (Nats,
@@ -66,10 +73,10 @@ def register(context: typer.Context, file: File, endpoint: Endpoint = None) -> N
     """
     from flame_cli import applications
 
-    applications.register(endpoint_of(context, endpoint), file)
+    applications.register(endpoint_of(context, endpoint), file, describe=describe)
 
 
-def update(context: typer.Context, file: File, endpoint: Endpoint = None) -> None:
+def update(context: typer.Context, file: File, describe: _Describe = False, endpoint: Endpoint = None) -> None:
     """Give registered applications the specification that a YAML file declares.
 
     All of it: a field that the file leaves out gets its default. Executors that run keep what they were started
@@ -77,7 +84,7 @@ def update(context: typer.Context, file: File, endpoint: Endpoint = None) -> Non
     """
     from flame_cli import applications
 
-    applications.update(endpoint_of(context, endpoint), file)
+    applications.update(endpoint_of(context, endpoint), file, describe=describe)
 
 
 def disable(context: typer.Context, application: _Name, endpoint: Endpoint = None) -> None:

@@ -42,6 +42,10 @@ class MemoryBucket:
         """See `flame.broker.seam.Bucket.delete`."""
         await self._write(key, b"", lambda: self._table().write(key, None, revision))
 
+    async def clear(self, pattern: str) -> int:
+        """See `flame.broker.seam.Bucket.clear`."""
+        return await self._calls.ask(f"clear {self._name}.{pattern}", lambda: self._table().clear(pattern))
+
     async def entries(self, pattern: str = ">") -> list[Entry]:
         """See `flame.broker.seam.Bucket.entries`."""
         return await self._calls.ask(f"read {self._name}.{pattern}", lambda: self._table().entries(pattern))

@@ -67,6 +67,13 @@ class MemoryTable:
                 follower(entry)
         return self._revision
 
+    def clear(self, pattern: str) -> int:
+        """Forget all keys that match, and that they ever were; return how many there were."""
+        gone = [key for key in self._kept if matches(pattern, key)]
+        for key in gone:
+            del self._kept[key]
+        return len(gone)
+
     def entries(self, pattern: str) -> list[Entry]:
         """Return all values whose keys match, in the order of their last change."""
         found = [self.get(key) for key in list(self._kept) if matches(pattern, key)]

@@ -20,6 +20,7 @@ from flame.protocol.records import (
     decode_record,
 )
 from flame.protocol.states import SessionState
+from flame_services.executor_manager.handout import Handout, read_handout
 from flame_services.executor_manager.launch import LaunchRefused
 
 A = TypeVar("A")
@@ -61,21 +62,24 @@ async def read_briefing(broker: Broker, binding: BindingRecord, known: Registere
     """
     key, revision = binding.common_data_key, binding.application_revision
     if known is not None and key is not None and 0 < revision <= known.revision and _is_fresh(binding):
-        common_data = await _common_data(broker, key)
-        if common_data is not None:
-            return Briefing(known, _assignment(binding, known.record.spec, binding.max_executors, common_data))
+        handout = await read_handout(broker, binding)
+        if handout is not None:
+            return Briefing(known, _assignment(binding, known.record.spec, binding.max_executors, handout))
     reading = broker.bucket(subjects.APPLICATIONS).get(binding.application)
     session, entry = await _both(current_session(broker, binding), reading)
     application = decode_record(ApplicationRecord, entry.value) if entry and entry.value else None
     if entry is None or application is None:
         raise LaunchRefused(f"application {binding.application!r} is not registered any more")
-    common_data = await _common_data(broker, session.common_data_key)
-    if common_data is None:
-        raise LaunchRefused(f"the common data of session {session.id!r} is gone")
+    handout = await read_handout(broker, session)
+    while handout is None:
+        read, session = session, await current_session(broker, binding)
+        if (read.common_data_key, read.credentials_key) == (session.common_data_key, session.credentials_key):
+            raise LaunchRefused(f"the common data or the credentials of session {session.id!r} are gone")
+        handout = await read_handout(broker, session)  # it was changed just then
     most = min(session.options.max_instances or application.spec.max_instances, application.spec.max_instances)
     return Briefing(
         Registered(application, entry.revision),
-        _assignment(binding, application.spec, binding.max_executors or most, common_data),
+        _assignment(binding, application.spec, binding.max_executors or most, handout),
     )
 
 
@@ -83,13 +87,7 @@ def _is_fresh(binding: BindingRecord) -> bool:
     return abs(time.time() - binding.created) < FRESH_S
 
 
-async def _common_data(broker: Broker, key: str) -> bytes | None:
-    """Read a session's common data; ``None`` if it should be there and is not."""
-    entry = await broker.bucket(subjects.COMMON_DATA).get(key) if key else None
-    return b"" if not key else entry.value if entry is not None else None
-
-
-def _assignment(binding: BindingRecord, spec: ApplicationSpec, max_executors: int, common_data: bytes) -> Assignment:
+def _assignment(binding: BindingRecord, spec: ApplicationSpec, max_executors: int, handout: Handout) -> Assignment:
     return Assignment(
         application=binding.application,
         session=binding.session,
@@ -97,7 +95,10 @@ def _assignment(binding: BindingRecord, spec: ApplicationSpec, max_executors: in
         stream=subjects.task_stream(binding.application),
         consumer=binding.consumer,
         fence=binding.fence,
-        common_data=common_data,
+        common_data=handout.common_data,
+        common_data_version=handout.common_data_version,
+        credentials=handout.credentials,
+        delegations=handout.delegations,
         concurrency=spec.concurrency,
         max_executors=max_executors,
         ack_wait_s=binding.ack_wait_s,

@@ -19,6 +19,7 @@ from flame.protocol.records import BindingRecord
 from flame.protocol.states import ExecutorState
 from flame_services.executor_manager.alarm import Alarm
 from flame_services.executor_manager.assignment import Briefing, Superseded, read_briefing
+from flame_services.executor_manager.handout import add_common_data
 from flame_services.executor_manager.launch import LaunchRefused
 from flame_services.executor_manager.life import Life, Limits
 from flame_services.executor_manager.place import Place
@@ -204,7 +205,11 @@ class Executor:
             if self._start.known_as != self.binding.executor:
                 return Orders(SERVE, self._assignment, self.binding.executor, self._start.new_folder)
             return Orders(SERVE, self._assignment)
-        return Orders(SERVE)
+        orders = Orders(SERVE)
+        if report.common_data_wanted:
+            with contextlib.suppress(FlameError):  # it asks again
+                await add_common_data(self._place.broker, self.binding.session, report, orders)
+        return orders
 
     def _is_ours(self, pid: int) -> bool:
         """Whether a report comes from the process that runs the service; the first one decides which that is."""

@@ -10,17 +10,19 @@ from typing import Any, Final
 
 from flame.broker.seam import Entry
 from flame.cancel import end_tasks
-from flame.errors import InvalidName, MalformedMessage
+from flame.errors import ExecutorNotFound, InvalidName, MalformedMessage
 from flame.logs import get_logger
 from flame.protocol.codes import ReasonCode
 from flame.protocol.messages import LEAVE, WAIT, ExecutorReport, Orders
 from flame.protocol.records import BindingRecord, decode_record
+from flame.protocol.session_state import is_state_request
 from flame.protocol.states import ExecutorState
 from flame.protocol.subjects import check_token, executor_key
 from flame_services.executor_manager.executor import KILL_AFTER_S, Executor
 from flame_services.executor_manager.place import Place
 from flame_services.executor_manager.reasons import Reason
 from flame_services.executor_manager.record import RecordWriter
+from flame_services.executor_manager.session_state import SessionStates, refusal
 
 log = get_logger("flame.manager")
 
@@ -43,6 +45,7 @@ class Executors:
     def __init__(self, place: Place, ended_before: Iterable[str] = ()) -> None:
         """Begin with none; those that ``ended_before`` an earlier manager did are not started again."""
         self._place = place
+        self._states = SessionStates(place.broker)
         self._executors: dict[str, Executor] = {}
         self._ended_before = set(ended_before)
         self._unconfirmed = set(ended_before)
@@ -125,6 +128,8 @@ class Executors:
     async def on_report(self, subject: str, data: bytes) -> bytes:
         """Answer a report. Whoever is unknown here is to leave."""
         name = subject.rpartition(".")[2]
+        if is_state_request(data):
+            return await self._on_state(name, data)
         try:
             report = ExecutorReport.decode(data)
         except MalformedMessage as error:
@@ -137,6 +142,13 @@ class Executors:
             log.warning("report of an unknown executor: told to leave", executor=name, pid=report.pid)
             return Orders(LEAVE).encode()
         return (await executor.report(report)).encode()
+
+    async def _on_state(self, name: str, data: bytes) -> bytes:
+        """Answer an executor that asks for something of its session's state."""
+        executor = self._executors.get(self._place.stocks.given.get(name, name))
+        if executor is None or executor.released.is_set():
+            return refusal(ExecutorNotFound(f"executor {name} is not on this node any more")).encode()
+        return await self._states.answer(executor.binding.session, data)
 
     # ---- from time to time
 

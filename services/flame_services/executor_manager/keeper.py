@@ -139,10 +139,10 @@ class LeaseKeeper:
         """Take note that the broker was away: something may have been cancelled meanwhile."""
         self._stops.forget_looks()
 
-    async def run(self) -> None:
-        """Look after the ledgers until cancelled."""
+    async def run(self, period_s: float = PERIOD_S) -> None:
+        """Look after the ledgers until cancelled, once every ``period_s``."""
         while True:
-            await asyncio.sleep(PERIOD_S)
+            await asyncio.sleep(period_s)
             if not self._broker.connected:
                 continue  # nothing said now would be certain; the executors notice and keep their own
             for kept in list(self._kept.values()):

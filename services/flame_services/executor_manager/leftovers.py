@@ -37,10 +37,12 @@ _END_S: Final = 5.0
 _LOOK_S: Final = 0.01
 
 
-async def clear_leftovers(broker: Broker, node: str, folder: WorkFolder) -> set[str]:
+async def clear_leftovers(broker: Broker, node: str, folder: WorkFolder, *, followed: bool) -> set[str]:
     """End the executors of an earlier manager of this node, in the system and in the cluster.
 
-    Returns those that still have a binding: they are released, and must not be started again.
+    Returns those that still have a binding: they are released, and must not be started again. If an earlier manager of
+    this folder is ``followed``, these are all that have one: it may have ordered a template to fork an executor and
+    ended before it could note that, and what that one has stored must be counted.
     """
     bindings = await _bindings(broker, node)
     records = await _records(broker, node)
@@ -58,13 +60,13 @@ async def clear_leftovers(broker: Broker, node: str, folder: WorkFolder) -> set[
             await bucket.delete(subjects.executor_key(node, executor))
         elif record.state is not ExecutorState.RELEASED:
             await bucket.put(subjects.executor_key(node, executor), _released(record).encode())
+    begun = bindings.keys() if followed else bindings.keys() & {note.executor for note in noted}
+    for executor in begun - records.keys():
+        record = _released(_record_of(bindings[executor]))
+        await bucket.put(subjects.executor_key(node, executor), record.encode())
     for note in noted:
-        binding = bindings.get(note.executor)
-        if binding is not None and note.executor not in records:  # started, but the record was not written any more
-            await bucket.put(subjects.executor_key(node, note.executor), _released(_record_of(binding)).encode())
-            records[note.executor] = _record_of(binding)
         folder.forget_process(note.executor)
-    return bindings.keys() & records.keys()
+    return (bindings.keys() & records.keys()) | begun
 
 
 async def _bindings(broker: Broker, node: str) -> dict[str, BindingRecord]:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Final
 
 from flame.broker.seam import Broker
+from flame.credentials import HIDDEN, check_secrets, texts_to_hide
 from flame.errors import FlameError
 from flame.logs import get_logger
 from flame.protocol import subjects
-from flame.protocol.messages import LogChunk
+from flame.protocol.messages import Assignment, LogChunk
 from flame.protocol.records import BindingRecord
 from flame_services.executor_manager.captured_file import CapturedFile
 
@@ -36,8 +37,9 @@ REASON_BYTES: Final = 4096
 class Captured:
     """The output of one executor."""
 
-    def __init__(self, binding: BindingRecord, stdout: Path, stderr: Path) -> None:
-        """Follow two files on behalf of an executor."""
+    def __init__(self, binding: BindingRecord, stdout: Path, stderr: Path, secrets: Sequence[bytes] = ()) -> None:
+        """Follow two files on behalf of an executor, of whose session ``secrets`` nothing is to be published."""
+        self._secrets = secrets
         self.executor: Final = binding.executor
         self.subject: Final = subjects.log(binding.application, binding.session, binding.executor)
         self.stderr: Final = CapturedFile(stderr, "stderr")
@@ -54,7 +56,13 @@ class Captured:
 
     def last_output(self) -> bytes:
         """Return the end of what it wrote to standard error."""
-        return self.stderr.tail(REASON_BYTES)
+        return self.without_secrets(self.stderr.tail(REASON_BYTES))
+
+    def without_secrets(self, output: bytes) -> bytes:
+        """Return some of the output with its session's secrets hidden, where they stand as they are."""
+        for secret in self._secrets:
+            output = output.replace(secret, HIDDEN.encode())
+        return output
 
     def chunks(self, now: float) -> list[tuple[CapturedFile, bytes]]:
         """Look, and return what is to be published."""
@@ -85,9 +93,11 @@ class OutputFollower:
         self._broker = broker
         self._captured: set[Captured] = set()
 
-    def follow(self, binding: BindingRecord, stdout: Path, stderr: Path) -> Captured:
-        """Begin to follow an executor's output."""
-        captured = Captured(binding, stdout, stderr)
+    def follow(
+        self, binding: BindingRecord, stdout: Path, stderr: Path, assignment: Assignment | None = None
+    ) -> Captured:
+        """Begin to follow an executor's output; what is secret in ``assignment`` isn't published."""
+        captured = Captured(binding, stdout, stderr, () if assignment is None else _secrets(assignment))
         self._captured.add(captured)
         return captured
 
@@ -142,5 +152,10 @@ class OutputFollower:
             log.warning("output dropped", executor=captured.executor, stream=file.stream, bytes=file.dropped)
             messages = (f"[{file.dropped} bytes of output were dropped here]\n".encode(), chunk)
         for data in messages:
-            message = LogChunk(file.stream, time.time(), data).encode()
+            message = LogChunk(file.stream, time.time(), captured.without_secrets(data)).encode()
             await self._broker.store(captured.subject, message, STORE_TIMEOUT_S)
+
+
+def _secrets(assignment: Assignment) -> tuple[bytes, ...]:
+    groups = (check_secrets("", assignment.credentials), check_secrets("", assignment.delegations))
+    return tuple(text.encode() for text in texts_to_hide(*groups))

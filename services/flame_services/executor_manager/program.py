@@ -78,7 +78,7 @@ class ExecutorManager:
         await self._heartbeat.claim(last.get("started") if last.get("node") == node else None)
         self._folder.sign(node, started)
         self._run("heartbeat", self._heartbeat.run())
-        ended = await self._clear_leftovers(broker)
+        ended = await self._clear_leftovers(broker, followed=last.get("node") == node)
         held.clear()
 
         self._output = OutputFollower(broker)
@@ -127,10 +127,10 @@ class ExecutorManager:
         log.error("a part of the manager failed", part=task.get_name(), exc_info=error)
         return f"{task.get_name()} failed: {error!r}"
 
-    async def _clear_leftovers(self, broker: Broker) -> set[str]:
+    async def _clear_leftovers(self, broker: Broker, *, followed: bool) -> set[str]:
         while True:
             try:
-                return await clear_leftovers(broker, self._node, self._folder)
+                return await clear_leftovers(broker, self._node, self._folder, followed=followed)
             except Unavailable as error:
                 log.warning("can't read what an earlier manager left; trying on", reason=str(error))
                 await asyncio.sleep(_RETRY_S)

@@ -112,7 +112,7 @@ class Start:
             self._binding.executor,
             str(berth.launch.folder),
             difference(berth.launch.environment, template.environment),
-            assignment=assignment if len(assignment.common_data) <= COMMON_DATA_BYTES else None,
+            assignment=assignment if assignment.data_bytes <= COMMON_DATA_BYTES else None,
         )
         self.certain.clear()
         try:
@@ -134,7 +134,7 @@ class Start:
         folder = self._place.folder.enter_session(self._binding.session)
         if not self._stock.record.spec.working_directory:
             self.new_folder = str(folder)
-        self.captured = self._place.output.follow(self._binding, warm.berth.stdout, warm.berth.stderr)
+        self.captured = self._place.output.follow(self._binding, warm.berth.stdout, warm.berth.stderr, self._assignment)
         self._set_process(warm.process)
         self.known_as = warm.name
         self.how = f"warm: {self._stock.why_fresh()}"
@@ -165,5 +165,5 @@ class Start:
             self._binding.executor, self._binding.session, self._stock.record.spec, path, self._devices
         )
         self._berth = berth
-        self.captured = self._place.output.follow(self._binding, berth.stdout, berth.stderr)
+        self.captured = self._place.output.follow(self._binding, berth.stdout, berth.stderr, self._assignment)
         return berth

@@ -132,6 +132,8 @@ class Carrier:
             max_executors=most,
             application_revision=self._store.applications.revision(record.application),
             common_data_key=record.common_data_key,
+            common_data_version=record.common_data_version,
+            credentials_key=record.credentials_key,
             results_from=results_from,
             created=time.time(),
         )

@@ -61,6 +61,8 @@ def session_event(before: SessionRecord | None, after: SessionRecord | None) -> 
         event = after.state.value
     elif after.settled and not before.settled:
         event = "settled"
+    elif after.common_data_version != before.common_data_version:
+        event = "updated"
     else:
         return None
     return of_session(

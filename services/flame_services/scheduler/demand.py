@@ -1,9 +1,9 @@
 """Learning that a session which nobody serves has a task that may be started.
 
 A subscription for one message tells at once. It can miss a publish that races with it, so the stream is looked at
-right after, twice more within a second, and after every reconnect; `flame_services.scheduler.sweep` finds what was stored without
-anybody noticing all the same. A task that may not be started yet, since it was to be delayed or failed a moment ago,
-is looked at again when it may; until then the subscription goes on for those that are stored meanwhile.
+right after, twice more within a second, and after every reconnect; `flame_services.scheduler.sweep` finds what was
+stored without anybody noticing all the same. A task that may not be started yet, since it was to be delayed or failed
+a moment ago, is looked at again when it may; until then the subscription goes on for those that are stored meanwhile.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from flame.protocol.records import SessionRecord
 from flame.protocol.states import SESSION, CloseMode, SessionEvent, SessionState
 from flame_services.scheduler.closing import close_session
 from flame_services.scheduler.recorder import Recorder, Writing
+from flame_services.scheduler.session_data import forget_session_data
 from flame_services.scheduler.settle import settle_tasks
 from flame_services.scheduler.store import Store
 from flame_services.scheduler.view import Session, View
@@ -53,6 +54,7 @@ class Ending:
     async def settle(self, session: Session) -> None:
         """Give every task of an ended session its record, then say that the session is over."""
         record = session.record
+        await forget_session_data(self._store, record)
         if record.application not in self._view.applications:  # its streams, and what was not counted, went with it
             await self._store.sessions.change(
                 session.id, lambda current: _settled(current).changed(writer="", written_from=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from typing import Final
 
 from flame.protocol.records import BindingRecord
@@ -18,6 +19,11 @@ WORTH_S: Final = 1.0
 JUDGE_S: Final = 0.2
 """A session whose executors have finished nothing yet gets more for its backlog only when one has served for this long:
 by then short tasks would have been reported, and a thousand of them need no executor each."""
+
+LAG_S: Final = 0.3
+"""What an executor says to wait may have been seen so long before."""
+CERTAIN_S: Final = 2.0
+"""What an executor has said to wait for this long does: its manager would have corrected it by now."""
 
 Serving = list[tuple[str, BindingRecord, Executor | None]]
 
@@ -57,7 +63,9 @@ def _go_on(view: View, session: Session, step: Step, serving: Serving, now: floa
     staying = [(key, executor) for key, binding, executor in serving if not binding.leave]
     least, most = view.least(session), view.most(session)
     executors = [executor for _, executor in staying]
-    wanted = wanted_executors(least=least, most=most, demand=session.demand, serving=executors)
+    wanted = wanted_executors(least=least, most=most, demand=session.demand, serving=executors, now=now)
+    if wanted < most:
+        _look_again(result, session, _certain_at(executors, now))
     if wanted > max(least, len(staying)) > 0 and (judged_at := _judged_at(executors)) > now:
         wanted = max(least, len(staying))
         _look_again(result, session, judged_at)
@@ -134,7 +142,28 @@ def _look_again(result: Plan, session: Session, at: float) -> None:
     result.timers[session.id] = min(at, result.timers.get(session.id, math.inf))
 
 
-def wanted_executors(*, least: int, most: int, demand: bool, serving: list[Executor | None]) -> int:
+def _certain_at(executors: list[Executor | None], now: float) -> float:
+    """Return when the next of those that say that something waits will have said so for long enough."""
+    times = (e.pending_at + CERTAIN_S for e in executors if e is not None and e.record.pending)
+    return min((at for at in times if at > now), default=math.inf)
+
+
+def _backlog(executor: Executor, begun: list[float], now: float) -> int:
+    """Return how much of what an executor says to wait still may.
+
+    Each of those that have begun since has taken one, so nobody else need be bound for that.
+    """
+    pending = executor.record.pending
+    if not pending or now >= executor.pending_at + CERTAIN_S:
+        return pending
+    since = executor.pending_at - LAG_S
+    itself = executor.serving_since is not None and executor.serving_since > since
+    return pending - (len(begun) - bisect_right(begun, since) - itself)
+
+
+def wanted_executors(
+    *, least: int, most: int, demand: bool, serving: list[Executor | None], now: float = math.inf
+) -> int:
     """Return how many executors a session should have, by what those it has report.
 
     One that has not reported yet counts as one that will take a task. Idle ones are kept here and left to the delayed
@@ -145,12 +174,13 @@ def wanted_executors(*, least: int, most: int, demand: bool, serving: list[Execu
         return min(most, max(least, 1 if demand else 0))
     coming = idle = pending = rated = 0
     rate = 0.0
+    begun = sorted(e.serving_since for e in serving if e is not None and e.serving_since is not None)
     for executor in serving:
         if executor is None:
             coming += 1
             continue
         record = executor.record
-        pending = max(pending, record.pending)
+        pending = max(pending, _backlog(executor, begun, now))
         if record.state is not ExecutorState.BOUND:
             coming += 1
         elif record.idle:

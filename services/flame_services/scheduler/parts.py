@@ -80,6 +80,8 @@ class Executor:
     """When it was first seen to have nothing to do."""
     serving_since: float | None = None
     """When it was first seen to take tasks."""
+    pending_at: float = 0.0
+    """When it was first seen to say that so much waits."""
     finished: int = 0
     finished_at: float = 0.0
     rate: float = 0.0
@@ -89,6 +91,8 @@ class Executor:
         """Take over a report."""
         if self.record.idle and not record.idle:
             self.finished_at = now  # what it had no task for says nothing of how fast it is
+        if self.record.pending != record.pending:
+            self.pending_at = now
         self.record = record
         if self.serving_since is None and record.state is ExecutorState.BOUND:
             self.serving_since = now

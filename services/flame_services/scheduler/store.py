@@ -36,6 +36,8 @@ class Store:
         self.herald: Herald | None = None
         """Told of every change; set while this scheduler is the one that plans."""
         self.common_data = broker.bucket(subjects.COMMON_DATA)
+        self.credentials = broker.bucket(subjects.CREDENTIALS)
+        self.state = broker.bucket(subjects.STATE)
         self.applications = Table(broker, subjects.APPLICATIONS, ApplicationRecord, "*", self._feed_application)
         self.sessions = Table(broker, subjects.SESSIONS, SessionRecord, "*", self._feed_session, self._known_session)
         self.bindings = Table(broker, subjects.BINDINGS, BindingRecord, "*.*", self._feed_binding)

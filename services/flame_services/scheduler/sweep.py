@@ -19,6 +19,7 @@ from flame.logs import get_logger
 from flame.protocol import defaults, subjects
 from flame.protocol.states import SessionState
 from flame_services.scheduler.parts import Session
+from flame_services.scheduler.session_data import forget_session_data
 from flame_services.scheduler.store import Store
 from flame_services.scheduler.view import View
 
@@ -131,4 +132,5 @@ class Sweep:
             if record.settled and record.ended < oldest and not session.bindings:
                 if record.common_data_key:
                     await self._store.common_data.delete(record.common_data_key)
+                await forget_session_data(self._store, record)  # an executor that was given up may have lived on
                 await self._store.sessions.delete(session_id)

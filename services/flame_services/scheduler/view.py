@@ -164,7 +164,7 @@ class View:
         else:
             executor = self.executors.get(key)
             if executor is None:
-                executor = self.executors[key] = Executor(record, finished_at=now)
+                executor = self.executors[key] = Executor(record, finished_at=now, pending_at=now)
             executor.take(record, now)
             session = self.sessions.get(record.session)
         if key in self.bindings:

@@ -116,7 +116,7 @@ class MemoryCluster:
         async with AsyncExitStack() as stack:
             if self.clock is not None:
                 stack.enter_context(self.clock)
-            folder = Path(tempfile.mkdtemp(prefix="flame-testing-", dir=_memory_folder()))
+            folder = Path(tempfile.mkdtemp(prefix="flame-testing-"))
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
             await self._start_scheduler(stack)
             for number in range(1, self._node_count + 1):
@@ -285,11 +285,6 @@ def _moving(clock: VirtualClock | None) -> Iterator[None]:
         yield
     finally:
         clock.auto = auto
-
-
-def _memory_folder() -> str | None:
-    """Return where shared memory is; ``None``: the usual place for temporary files has to do."""
-    return "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
 def _name_of(service: object) -> str:

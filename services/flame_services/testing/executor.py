@@ -23,6 +23,7 @@ from flame.service.environment import ExecutorEnvironment
 from flame.service.executor import Executor, check_service
 from flame_services.executor_manager.assignment import Briefing, Superseded, read_briefing
 from flame_services.executor_manager.consumers import Consumers
+from flame_services.executor_manager.handout import add_common_data
 from flame_services.executor_manager.keeper import LeaseKeeper
 from flame_services.executor_manager.launch import LaunchRefused
 from flame_services.executor_manager.life import Deadline, Life, Limits
@@ -177,7 +178,11 @@ class MemoryExecutor:
             self.life.assign(time.time())
             self._follow_life()
             return Orders(SERVE, self._assignment)
-        return Orders(SERVE)
+        orders = Orders(SERVE)
+        if report.common_data_wanted:
+            with contextlib.suppress(FlameError):  # it asks again
+                await add_common_data(self._place.broker, self.binding.session, report, orders)
+        return orders
 
     async def _repair(self, assignment: Assignment) -> Orders:
         try:

@@ -12,18 +12,22 @@ from typing import Any, Final, Self
 from flame.broker.memory import MemoryServer
 from flame.broker.seam import Entry
 from flame.cancel import end_tasks
-from flame.errors import FlameError, MalformedMessage
+from flame.errors import ExecutorNotFound, FlameError, MalformedMessage
 from flame.protocol import subjects
 from flame.protocol.messages import LEAVE, ExecutorReport, Orders
 from flame.protocol.records import BindingRecord, NodeRecord, decode_record
 from flame.protocol.resources import Resources
+from flame.protocol.session_state import is_state_request
 from flame_services.executor_manager.consumers import Consumers
 from flame_services.executor_manager.keeper import LeaseKeeper
 from flame_services.executor_manager.node import NodeHeartbeat
 from flame_services.executor_manager.reasons import Reason
+from flame_services.executor_manager.session_state import SessionStates, refusal
 from flame_services.testing.executor import MakeService, MemoryExecutor, Place, end_soon
 
 TICK_S: Final = 1.0
+KEEP_S: Final = 0.5
+"""Between two looks at what executors hold: there are no blocked loops to be found out about here."""
 LEAVE_S: Final = 5.0
 """How long executors that run nothing may take to leave when the node stops."""
 
@@ -48,6 +52,7 @@ class MemoryNode:
         self.broker = broker
         self.executors: dict[str, MemoryExecutor] = {}
         self._place = Place(server, broker, name, services, made, leases, Consumers(broker), self._follow_changes)
+        self._states = SessionStates(broker)
         self._heartbeat = NodeHeartbeat(broker, _record(name, capacity))
         self._beating: asyncio.Task[None] | None = None
         self._keeping: list[asyncio.Task[None]] = []
@@ -137,6 +142,10 @@ class MemoryNode:
 
     async def _on_report(self, subject: str, data: bytes) -> bytes:
         executor = self.executors.get(subject.rpartition(".")[2])
+        if is_state_request(data):
+            if executor is None or executor.released.is_set():
+                return refusal(ExecutorNotFound("the executor is not on this node any more")).encode()
+            return await self._states.answer(executor.binding.session, data)
         try:
             report = ExecutorReport.decode(data)
         except MalformedMessage:
@@ -154,7 +163,7 @@ class MemoryNode:
     def _follow_changes(self) -> None:
         """Keep leases only while somebody can have some: in virtual time an idle cluster should do nothing."""
         if self.living and not self._keeping and not self._stopping:
-            works = {"leases": self._place.leases.run(), "executors": self._look_after()}
+            works = {"leases": self._place.leases.run(KEEP_S), "executors": self._look_after()}
             self._keeping = [asyncio.create_task(work, name=f"{name} {self.name}") for name, work in works.items()]
         elif not self.living:
             for task in self._keeping:

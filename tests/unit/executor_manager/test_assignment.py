@@ -9,6 +9,7 @@ import pytest
 
 from flame.broker.seam import Broker, Entry
 from flame.protocol import subjects
+from flame.protocol.codec import pack
 from flame.protocol.records import ApplicationRecord, ApplicationSpec, BindingRecord, SessionRecord
 from flame.protocol.states import SessionState
 from flame_services.executor_manager.assignment import Registered, Superseded, read_briefing
@@ -57,6 +58,7 @@ def binding(**fields: Any) -> BindingRecord:
         "max_executors": 4,
         "application_revision": 7,
         "common_data_key": "s.1",
+        "credentials_key": "",
         "created": time.time(),
     }
     return BindingRecord.model_validate(usual | fields)
@@ -85,15 +87,24 @@ async def test_nothing_is_read_for_a_session_without_any() -> None:
         ({}, Registered(APPLICATION, 6)),
         ({"application_revision": 0}, Registered(APPLICATION, 7)),
         ({"common_data_key": None}, Registered(APPLICATION, 7)),
+        ({"credentials_key": None}, Registered(APPLICATION, 7)),
         ({"created": time.time() - 60}, Registered(APPLICATION, 7)),
         ({"created": time.time() + 60}, Registered(APPLICATION, 7)),
     ],
-    ids=["not heard of", "heard of earlier", "of unknown age", "an older scheduler", "an old binding", "a wrong clock"],
+    ids=[
+        "not heard of",
+        "heard of earlier",
+        "of unknown age",
+        "an older scheduler",
+        "one nearly as old",
+        "an old binding",
+        "a wrong clock",
+    ],
 )
 async def test_whatever_is_in_doubt_is_read(fields: dict[str, Any], known: Registered | None) -> None:
     buckets = Buckets()
     briefing = await read_briefing(buckets.as_broker, binding(**fields), known)
-    assert sorted(buckets.read) == ["app", "s", "s.1"]
+    assert sorted(set(buckets.read)) == ["app", "s", "s.1"]
     assert briefing.application == Registered(APPLICATION, 7)
     assert briefing.assignment.common_data == b"common"
 
@@ -104,10 +115,20 @@ async def test_common_data_that_has_another_key_by_now_is_found() -> None:
     assert briefing.assignment.common_data == b"common"
 
 
+async def test_secrets_are_handed_out_and_not_shown() -> None:
+    buckets = Buckets()
+    buckets.values[subjects.CREDENTIALS, "app.9"] = pack({"v": 1, "credentials": {"a": "hush"}, "delegations": {}})
+    known = Registered(APPLICATION, 7)
+    briefing = await read_briefing(buckets.as_broker, binding(credentials_key="app.9"), known)
+    assert briefing.assignment.credentials == {"a": "hush"}
+    assert "hush" not in repr(briefing)
+    assert buckets.read == ["s.1", "app.9"]
+
+
 async def test_common_data_that_is_gone_is_refused() -> None:
     buckets = Buckets()
     del buckets.values[subjects.COMMON_DATA, "s.1"]
-    with pytest.raises(LaunchRefused, match="the common data of session 's' is gone"):
+    with pytest.raises(LaunchRefused, match="the common data or the credentials of session 's' are gone"):
         await read_briefing(buckets.as_broker, binding(), Registered(APPLICATION, 7))
 
 

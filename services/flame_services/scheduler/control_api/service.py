@@ -25,6 +25,7 @@ from flame.protocol.api import (
     Request,
     UnregisterApplication,
     UpdateApplication,
+    UpdateCommonData,
     Verb,
     answer_error,
 )
@@ -74,6 +75,7 @@ class ControlApi:
             Verb.GET_SESSION: (Named, sessions.get_session),
             Verb.LIST_SESSIONS: (ListSessions, sessions.list_sessions),
             Verb.CLOSE_SESSION: (CloseSession, sessions.close_session),
+            Verb.UPDATE_COMMON_DATA: (UpdateCommonData, sessions.update_common_data),
             Verb.LIST_TASKS: (ListTasks, tasks.list_tasks),
             Verb.LOOK_UP_TASKS: (LookUpTasks, tasks.look_up_tasks),
             Verb.CANCEL_TASKS: (CancelTasks, cancel.cancel_tasks),

@@ -26,6 +26,7 @@ from flame.protocol.api import (
     OpenSession,
     SessionInfo,
     SessionPage,
+    UpdateCommonData,
 )
 from flame.protocol.ids import mint_session_id
 from flame.protocol.records import SessionRecord
@@ -34,6 +35,11 @@ from flame.protocol.subjects import check_token
 from flame_services.scheduler.closing import close_session
 from flame_services.scheduler.control_api.applications import Applications
 from flame_services.scheduler.control_api.paging import page
+from flame_services.scheduler.control_api.session_data import (
+    same_secrets,
+    secrets_record,
+    update_common_data,
+)
 from flame_services.scheduler.counts import count_tasks
 from flame_services.scheduler.store import Store
 from flame_services.scheduler.view import Session, View
@@ -63,6 +69,7 @@ class Sessions:
         if request.id is not None:
             check_token("session", request.id)
         key = await self._keep_common_data(request)
+        credentials_key = await self._keep_credentials(request)
         for _ in range(1 if request.id is not None else _MINT_ATTEMPTS):
             session_id = request.id or mint_session_id(application.name)
             record = SessionRecord(
@@ -71,6 +78,7 @@ class Sessions:
                 options=request.options,
                 created=time.time(),
                 common_data_key=key,
+                credentials_key=credentials_key,
             )
             try:
                 await self._store.sessions.create(session_id, record)
@@ -79,6 +87,8 @@ class Sessions:
             return record
         if key:
             await self._store.common_data.delete(key)
+        if credentials_key:
+            await self._store.credentials.clear(credentials_key)
         raise SessionExists(
             f"session {request.id} exists, or did and its results have not aged out; open it, or choose another id"
         )
@@ -90,6 +100,19 @@ class Sessions:
         key = subjects.common_data_key(request.application, secrets.token_hex(8))
         await self._store.common_data.create(key, request.common_data)
         return key
+
+    async def _keep_credentials(self, request: CreateSession) -> str:
+        """Do the same with credentials and delegations."""
+        record = secrets_record(request)
+        if not record:
+            return ""
+        key = subjects.credentials_key(request.application, secrets.token_hex(8))
+        await self._store.credentials.create(key, record)
+        return key
+
+    async def update_common_data(self, request: UpdateCommonData) -> SessionRecord:
+        """Give an open session other common data, and have its executors hear of it."""
+        return await update_common_data(self._broker, self._store, request)
 
     async def open_session(self, request: OpenSession) -> SessionRecord:
         """Return an open session, which may be created if it doesn't exist."""
@@ -124,6 +147,8 @@ class Sessions:
             kept = await self._store.common_data.get(record.common_data_key) if record.common_data_key else None
             if (kept.value if kept is not None else b"") != wanted.common_data:
                 differs.append("common_data is another")
+            if not await same_secrets(self._store, record, wanted):
+                differs.append("credentials or delegations are others")
         if differs:
             raise SpecMismatch(f"session {record.id} is open with another specification: {'; '.join(differs)}")
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from flame.broker.seam import Broker
+from flame.errors import MalformedMessage
 from flame.protocol import subjects
+from flame.protocol.ids import KEYED
+from flame.protocol.messages import TaskMessage
 
 FEW: Final = 4
 """Up to so many tasks are asked for one by one whatever their stream holds."""
@@ -60,6 +63,16 @@ class StoredTasks:
         found = await asyncio.gather(*(self._broker.last(self._results, self.result(task)) for task in tasks))
         return [None if message is None else message.data for message in found]
 
+    async def digests(self, tasks: Iterable[str]) -> dict[str, bytes]:
+        """Return the digests of the inputs of those that were created under a key and are still stored; ask for few."""
+        keyed = [task for task in tasks if task.startswith(KEYED)]
+        found = await asyncio.gather(*(self._broker.last(self._tasks, self.subject(task)) for task in keyed))
+        return {
+            task: digest
+            for task, message in zip(keyed, found, strict=True)
+            if message is not None and (digest := _digest(message.data))
+        }
+
     async def remove(self, tasks: Sequence[str]) -> None:
         """Remove tasks that have their records from where they wait."""
         for begin in range(0, len(tasks), AT_ONCE):
@@ -73,6 +86,13 @@ class StoredTasks:
     def result(self, task: str) -> str:
         """Where its record is stored."""
         return subjects.result(self._application, self._session, task)
+
+
+def _digest(task: bytes) -> bytes:
+    try:
+        return TaskMessage.decode(task).digest
+    except MalformedMessage:
+        return b""
 
 
 def _last_tokens(names: dict[str, int]) -> set[str]:

@@ -41,9 +41,10 @@ class Tasks:
             few = len(request.tasks) <= FEW
             missing = [task for task in request.tasks if few or task not in waiting]
             results, unread = await _read(stored, missing)
+            digests = await stored.digests(sorted(waiting - set(results))) if few else {}
         except StreamMissing:
             raise ApplicationNotFound(f"application {application} is not registered any more") from None
-        return TaskLooks(waiting=tuple(waiting - set(results)), results=results, unread=tuple(unread))
+        return TaskLooks(waiting=tuple(waiting - set(results)), results=results, unread=tuple(unread), digests=digests)
 
     async def list_tasks(self, request: ListTasks) -> TaskPage:
         """List the tasks of a session that are stored, and those whose records are.

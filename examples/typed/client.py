@@ -1,0 +1,42 @@
+"""Two clients of a typed service: one with its types, one without, and what both are told of mistakes.
+
+flmctl up                                                       # in another terminal
+flmctl register --describe -f examples/typed/service.yaml
+python examples/typed/client.py
+"""
+
+import asyncio
+
+from service import Order, Style, shop
+
+import flame
+
+
+async def main() -> None:
+    async with await flame.create_session("shop", flame.as_json(Style(language="de"))) as session:
+        # With the function at hand, everything is typed. session.typed(Order, Receipt) does the same.
+        typed = session.typed(shop)
+        task = await typed.invoke(Order("Ada", {"apple": 2, "pear": 5}))
+        print(f"{task.output.greeting}: {task.output.pieces} pieces, missing: {task.output.missing}")
+
+        # Any number of orders from a generator, 100 under way, in their order.
+        orders = (Order(f"customer {number}", {"apple": number % 3}) for number in range(500))
+        pieces = 0
+        async for task in typed.map(orders, in_flight=100):
+            pieces += task.output.pieces
+        print("pieces in 500 orders:", pieces)
+
+        # Without the types: JSON values, checked by the schema that the application publishes.
+        plain = await session.typed_as_published()
+        answer = await plain.invoke({"customer": "Bob", "items": {"pear": 1}})
+        print("without types:", answer.output["greeting"])
+
+        # What does not fit is not sent, and the error names the field.
+        try:
+            await plain.invoke({"customer": "Bob", "items": {"pear": "many"}})
+        except flame.InvalidInput as error:
+            print("refused:", error)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
