@@ -14,7 +14,7 @@ TOOLS := .venv/tools-$(HERE)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench lint format docs constraints clean
+.PHONY: help demo test chaos bench lint format docs constraints clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 22
@@ -25,6 +25,9 @@ demo: $(PRODUCT) ## Run an AI agent on a cluster of its own, from registration t
 # Two at a time: most of them wait for a cluster to do something. A file's tests share one and stay together.
 test: $(TOOLS) ## Run all tests; ARGS= goes to pytest
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+chaos: $(TOOLS) ## Do ten thousand random operations, with faults, on a cluster; ARGS= goes to pytest
+	FLAME_CHAOS_OPERATIONS=10000 $(BIN)/python -m pytest tests/chaos $(ARGS)
 
 bench: $(PRODUCT) ## Measure everything beside the bare broker; ARGS= goes to it, such as --quick
 	$(BIN)/python -m benchmarks $(ARGS)
