@@ -47,7 +47,7 @@ FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
         "cpu_by",
     ),
     "task": (
-        *("id", "session", "application", "state", "executor", "attempt", "started", "finished", "output"),
+        *("id", "session", "application", "state", "executor", "attempt", "chunks", "started", "finished", "output"),
         *("output_base64", "error"),
     ),
     "event": (

@@ -52,6 +52,7 @@ def document(task: Task) -> Document:
         "state": task.state,
         "executor": task.executor,
         "attempt": task.attempt,
+        "chunks": task.chunks,
         "started": at(task.started),
         "finished": at(task.finished),
         **output_fields(task.output),

@@ -18,7 +18,7 @@ import flame
 from flame.broker.embedded import find_nats_server
 from tests.support.cluster import Cluster
 
-MANAGER_OPTIONS = ("--ready-timeout-s", "1")
+MANAGER_OPTIONS = ("--ready-timeout-s", "3")
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,6 @@ class Case:
     error: type[Exception]
     says: str
     within_s: float = 2.0
-    traceback: str = ""
-    """In that of the task, if it is a task that failed."""
 
 
 async def invoke_on_service(connection: flame.Connection, name: str, spec: dict[str, Any]) -> None:
@@ -497,16 +495,15 @@ CASES = [
         "command that dies at once",
         lambda c, _: invoke_on_service(c, "dies", spec("sh", "-c", "echo out of cheese >&2; exit 3")),
         flame.TaskFailed,
-        "status 3",
+        r"status 3(?s:.*)out of cheese",
         10,
-        "out of cheese",
     ),
     Case(
         "command that is never ready",
         lambda c, _: invoke_on_service(c, "never", spec("sleep", "1000")),
         flame.TaskFailed,
         "ready",
-        20,
+        40,
     ),
     Case(
         "a chunk of another type",
@@ -585,10 +582,6 @@ async def test_bad_input_gets_a_clear_error_in_time(case: Case, cluster: Cluster
         async with asyncio.timeout(case.within_s):
             await case.act(connection, cluster)
     assert isinstance(caught.value, flame.FlameError)
-    if case.traceback:
-        assert isinstance(caught.value, flame.TaskError)
-        assert caught.value.task.error is not None
-        assert case.traceback in caught.value.task.error.traceback
     assert time.monotonic() - began < case.within_s
 
 
