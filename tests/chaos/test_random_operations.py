@@ -25,7 +25,7 @@ from flame.protocol.messages import ResultRecord
 from flame.protocol.states import CloseMode, TaskState
 from tests.support.cluster import PATIENCE_S, Cluster, eventually, kill, processes_of
 
-OPERATIONS = int(os.environ.get("FLAME_CHAOS_OPERATIONS", "2000"))
+OPERATIONS = int(os.environ.get("FLAME_CHAOS_OPERATIONS", "1000"))
 AT_ONCE = 16
 """Operations under way at most."""
 OPEN = 24
