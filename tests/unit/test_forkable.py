@@ -19,7 +19,7 @@ def ticking():
 
 async def main():
     {body}
-    print(forkable.hindrance())
+    print(forkable.hindrance(), flush=True)
     os._exit(0)
 
 if __name__ == "__main__":
