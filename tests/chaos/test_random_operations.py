@@ -110,8 +110,7 @@ class Play:
     async def _kill_an_executor(self) -> None:
         pids = [executor.pid for executor in await self.connection.list_executors() if executor.pid]
         if pids:
-            with contextlib.suppress(ProcessLookupError):
-                kill(self.random.choice(pids))
+            kill(self.random.choice(pids))
 
     async def _kill_the_scheduler(self) -> None:
         async with self._restarting:

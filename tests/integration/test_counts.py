@@ -53,7 +53,7 @@ async def test_executors_that_are_killed_have_each_of_their_records_counted(
     handles: list[flame.TaskHandle] = []
     for _ in range(6):
         handles += await asyncio.gather(*(session.create_task(call("sleep", 0.001)) for _ in range(500)))
-        bound = [e for e in await executors_of(connection, session.id) if e.state is ExecutorState.BOUND]
+        bound = [e for e in await executors_of(connection, session.id) if e.state is ExecutorState.BOUND and e.pid]
         for executor in bound[:2]:
             kill(executor.pid)
     async with asyncio.timeout(60):

@@ -19,7 +19,7 @@ from flame.protocol.messages import TaskMessage
 from flame.protocol.records import SessionRecord
 from flame.protocol.states import SessionState
 from flame_services.scheduler.sweep import SWEEP_S
-from tests.support.cluster import PATIENCE_S, Cluster, eventually, executors_of, kill
+from tests.support.cluster import PATIENCE_S, Cluster, eventually, executors_of, kill, started_executors
 from tests.support.ear import listening
 
 NODES = 2
@@ -36,7 +36,7 @@ async def test_a_sessions_life_is_told_from_its_beginning_to_its_end(
         await connection.register_application("life", cluster.service("lab", fresh_process=True))
         session = await connection.create_session("life")
         await session.invoke(call("echo", 1))
-        (executor,) = await eventually(lambda: executors_of(connection, session.id), "its executor is known")
+        (executor,) = await started_executors(connection, session.id)
         await session.close()
         await connection.unregister_application("life")
         await ear.until(lambda e: (e.id, e.event) == ("life", "removed"), "the application is gone")

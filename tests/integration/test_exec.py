@@ -10,7 +10,7 @@ import pytest
 
 import flame
 from flame import scripts
-from tests.support.cluster import alive, eventually, executors_of, kill
+from tests.support.cluster import alive, eventually, kill, started_executors
 
 
 @pytest.fixture
@@ -107,15 +107,15 @@ async def test_a_script_ends_with_its_executor(connection: flame.Connection, tmp
     mark = tmp_path / "child"
     handle = await session.create_task(scripts.encode(f"echo $$ >> {mark}; sleep 1000"))
     await eventually(lambda: mark.exists() and mark.read_text(), "the script runs")
-    [executor] = await executors_of(connection, session.id)
+    [executor] = await started_executors(connection, session.id)
     kill(executor.pid)
     first = int(mark.read_text().split()[0])
     await eventually(lambda: not alive(first), "the script is gone")
     await eventually(lambda: len(mark.read_text().split()) == 2, "it runs again elsewhere")
-    [executor] = await executors_of(connection, session.id)
+    [executor] = await started_executors(connection, session.id)
     kill(executor.pid)
     await eventually(lambda: len(mark.read_text().split()) == 3, "it runs again, once more")
-    [executor] = await executors_of(connection, session.id)
+    [executor] = await started_executors(connection, session.id)
     kill(executor.pid)
     with pytest.raises(flame.TaskFailed, match="given up"):
         await asyncio.wait_for(handle, 30)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import flame
-from tests.support.cluster import Cluster, eventually, executors_of, kill
+from tests.support.cluster import Cluster, eventually, kill, started_executors
 
 ACK_WAIT_S = 2.0
 SCHEDULER_OPTIONS = ("--ack-wait-s", str(ACK_WAIT_S))
@@ -59,7 +59,7 @@ async def test_a_killed_executors_tasks_run_elsewhere_and_only_the_running_one_c
     mark = tmp_path / "runs"
     session = await connection.create_session(lab, max_instances=1)
     await asyncio.gather(*(session.invoke(call("sleep", 0)) for _ in range(200)))
-    [executor] = await executors_of(connection, session.id)
+    [executor] = await started_executors(connection, session.id)
     first = await session.create_task(call("block", 1.0, str(mark)))
     rest = [await session.create_task(call("echo", number)) for number in range(100)]
     await eventually(mark.exists, "the first task runs")

@@ -42,7 +42,7 @@ from flame.protocol.states import (
     TaskEvent,
     TaskState,
 )
-from tests.support.cluster import PATIENCE_S, Cluster, eventually, executors_of, kill
+from tests.support.cluster import PATIENCE_S, Cluster, eventually, executors_of, kill, started_executors
 from tests.support.ear import Ear, listening
 from tests.support.records import at_rest
 
@@ -366,7 +366,7 @@ async def a_tasks_executor_is_lost(stage: Stage) -> Move:
     informer = Informer()
     task = await session.create_task(call("try", str(stage.folder / "mark"), "sleep"), informer)
     await informer.runs()
-    (executor,) = await executors_of(stage.connection, session.id)
+    (executor,) = await started_executors(stage.connection, session.id)
     counter.write_text("0")  # the next one takes its time
     kill(executor.pid)
     return await _again(session, task)

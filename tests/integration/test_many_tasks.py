@@ -14,7 +14,7 @@ import pytest
 import flame
 import flame.sync
 from flame.client.task import TaskHandle
-from tests.support.cluster import Cluster, eventually, executors_of, kill
+from tests.support.cluster import Cluster, eventually, kill, started_executors
 
 SLOW = '["sleep", 60]'
 
@@ -212,5 +212,5 @@ async def test_a_map_survives_a_killed_executor(connection: flame.Connection, la
         async for task in session.map(inputs, in_flight=200):
             outputs.append(int(task.output))
             if len(outputs) in (500, 1500):
-                kill((await executors_of(connection, session.id))[0].pid)
+                kill((await started_executors(connection, session.id))[0].pid)
         assert outputs == list(range(3000))

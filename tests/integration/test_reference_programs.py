@@ -14,6 +14,7 @@ import pytest
 
 import flame
 from tests.support.cluster import Cluster
+from tests.support.complaints import complaints
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "agents" / "openai"
 
@@ -76,8 +77,8 @@ def run_client(cluster: Cluster, model: str, options: tuple[str, ...]) -> None:
     first = client.stdout.readline()
     printed = time.monotonic()
     rest, errors = client.communicate(timeout=60)
-    assert time.monotonic() - printed < 1.0
-    assert (client.returncode, errors) == (0, "")
+    assert time.monotonic() - printed < 5.0, "it waits for nothing"
+    assert (client.returncode, complaints(errors)) == (0, "")
     assert len(first + rest) > 20
     assert tokens_written(model) > before
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flame.protocol.states import TaskState
-from tests.support.cluster import Cluster, eventually, executors_of, kill, processes_of
+from tests.support.cluster import Cluster, eventually, kill, processes_of, started_executors
 
 
 def end(process: subprocess.Popen[bytes], how: str) -> None:
@@ -27,7 +27,7 @@ async def test_a_cluster_that_is_started_again_goes_on_where_it_was(how: str, tm
             await connection.register_application("tally", cluster.service("tally", max_instances=1))
             session = await connection.create_session("tally", str(tmp_path / "runs").encode())
             finished = await session.invoke("7", timeout_s=20)
-            (executor,) = await executors_of(connection, session.id)
+            (executor,) = await started_executors(connection, session.id)
             await asyncio.to_thread(end, cluster.managers["node1"], how)
             if how == "killed":
                 kill(executor.pid)  # it would go on without its manager

@@ -17,8 +17,8 @@ import pytest
 import flame
 from flame.broker.jetstream import connect
 from flame.protocol import subjects, topology
-from flame.protocol.messages import LogChunk
-from tests.support.cluster import Cluster, eventually, executors_of, kill
+from flame.protocol.supervision import LogChunk
+from tests.support.cluster import Cluster, eventually, executors_of, kill, started_executors
 
 SESSION_SECRETS = {"credential": "c0nf1dent1al-session-credential", "delegation": "c0nf1dent1al-session-delegation"}
 TASK_SECRETS = {"credential": "c0nf1dent1al-task-credential", "delegation": "c0nf1dent1al-task-delegation"}
@@ -63,7 +63,7 @@ async def test_executors_that_are_idle_blocked_new_or_killed(connection: flame.C
         await session.update_common_data(b"1")
         assert (await answer(session, "common"))[:3] == [1, "1", ["1"]]
         assert json.loads((await blocked).output)[:3] == [0, "0", []]
-        for executor in await executors_of(connection, session.id):
+        for executor in await started_executors(connection, session.id):
             kill(executor.pid)
         await session.update_common_data(b"x" * 200_000)
         fresh = await answer(session, "common")
@@ -95,7 +95,7 @@ async def test_state_survives_killed_executors_and_is_its_sessions(connection: f
     other = await connection.create_session(keeper, max_instances=1)
     await answer(session, "put", "user:1", {"seen": [1, 2]})
     await answer(session, "put_bytes", "large", 200_000)
-    [executor] = await executors_of(connection, session.id)
+    [executor] = await started_executors(connection, session.id)
     kill(executor.pid)
     assert await answer(session, "get", "user:1") == {"seen": [1, 2]}
     assert len(await answer(session, "get", "large")) == 200_000
@@ -223,7 +223,7 @@ async def test_secrets_are_with_their_executor_and_nowhere_else(
     assert "***" in str(caught.value)
     assert NEEDLE.decode() not in f"{caught.value} {caught.value.task}"
     await session.invoke(ask("print"))
-    [executor] = await executors_of(connection, session.id)
+    [executor] = await started_executors(connection, session.id)
     kill(executor.pid)
     assert await answer(session, "secrets", options=options) == lengths
 

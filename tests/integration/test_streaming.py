@@ -16,7 +16,7 @@ import pytest
 import flame
 import flame.sync
 from flame.protocol import defaults, subjects
-from tests.support.cluster import PATIENCE_S, Cluster, eventually, executors_of, kill
+from tests.support.cluster import PATIENCE_S, Cluster, eventually, kill, started_executors
 from tests.support.proxy import Proxy
 from tests.support.servers import Servers, served, single
 
@@ -208,9 +208,12 @@ async def test_an_executor_that_is_killed_in_the_middle_of_a_flood(
     listener = Endless(session.stream(call("count", 3000, 0.001)))
     hearing = asyncio.create_task(listener.listen())
     await eventually(lambda: listener.runs and len(listener.runs[0]) > 200, "some was heard")
-    async with asyncio.timeout(PATIENCE_S):
-        (executor,) = [e for e in await executors_of(connection, session.id) if e.running]
-    kill(executor.pid)
+
+    async def running() -> list[int]:
+        return [e.pid for e in await started_executors(connection, session.id) if e.running]
+
+    (pid,) = await eventually(running, "it is known who runs it")
+    kill(pid)
     assert await hearing == numbers(3000)
     assert listener.attempts == [1, 2]
 

@@ -130,6 +130,19 @@ async def executors_of(connection: flame.Connection, session_id: str) -> list[Ex
     ]
 
 
+async def started_executors(connection: flame.Connection, session_id: str) -> list[ExecutorRecord]:
+    """Return the living executors of a session once there are some and it is known which process each of them is.
+
+    A task may run, and end, before that.
+    """
+
+    async def known() -> list[ExecutorRecord]:
+        found = await executors_of(connection, session_id)
+        return found if all(executor.pid for executor in found) else []
+
+    return await eventually(known, f"the executors of session {session_id} are known")
+
+
 def alive(pid: int) -> bool:
     """Whether a process runs; a zombie doesn't."""
     try:
@@ -139,8 +152,10 @@ def alive(pid: int) -> bool:
 
 
 def kill(pid: int) -> None:
-    """End a process at once."""
-    os.kill(pid, signal.SIGKILL)
+    """End a process at once, if it hasn't ended."""
+    assert pid > 1, f"{pid} is no process but many: of the whole test run"
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def processes_of(endpoint: str) -> list[str]:

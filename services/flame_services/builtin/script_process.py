@@ -21,8 +21,11 @@ KEPT_BYTES: Final = (RESULT_BYTES - 1024) // 2
 REST_S: Final = 1.0
 """How long the output of an ended script is waited for: what left its group may hold it open for ever."""
 _OWN_VARIABLES: Final = "FLAME_"
-_GUARD: Final = ("/bin/sh", "-c", "read _; kill -KILL 0")
-"""Leads the script's group, and ends it when this process does, however that happens: then its input ends."""
+_GUARD: Final = ("/bin/sh", "-c", "read _; kill -KILL -$$")
+"""Leads the script's group, and ends it when this process does, however that happens: then its input ends.
+
+It names the group by its own number: a shell that leads no group must not end the one that it is in.
+"""
 
 
 class Collector(asyncio.Protocol):
