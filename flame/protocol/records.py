@@ -88,6 +88,10 @@ class Record(BaseModel):
         except ValidationError as error:
             raise MalformedMessage(f"{cls.__name__}: {explain(error)}") from None
 
+    def lean(self) -> Self:
+        """Return it as a reader of the bucket would have it, sharing with others what they have in common."""
+        return self.decode(self.encode())
+
     def changed(self, **fields: Any) -> Self:
         """Return a copy with some fields replaced."""
         return _lean(self.model_copy(update=fields))

@@ -79,7 +79,7 @@ class Sessions:
                 created=time.time(),
                 common_data_key=key,
                 credentials_key=credentials_key,
-            )
+            ).lean()  # it is kept for as long as the session is open
             try:
                 await self._store.sessions.create(session_id, record)
             except RevisionConflict:
