@@ -23,11 +23,17 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from flame.lazy import load_on_use
 from flame.version import __version__
 
 if TYPE_CHECKING:
+    from flame.calls.call import FunctionCall
+    from flame.calls.current import current_task
+    from flame.calls.function import RemoteFunction
+    from flame.calls.instance import Instance
+    from flame.calls.session import FunctionSession, functions
     from flame.client.api import (
         close_session,
         create_session,
@@ -37,6 +43,7 @@ if TYPE_CHECKING:
     from flame.client.chunks import Chunk, ChunkStream
     from flame.client.connection import Connection, connect
     from flame.client.logs import LogLine
+    from flame.client.progress_bar import ProgressBar
     from flame.client.session import Session
     from flame.client.spec import SessionSpec
     from flame.client.task import Task, TaskHandle, TaskInformer
@@ -53,10 +60,12 @@ if TYPE_CHECKING:
         ConfigurationError,
         ExecutorNotFound,
         FlameError,
+        InstanceLost,
         InvalidArgument,
         InvalidInput,
         InvalidName,
         KeyReused,
+        MethodNotFound,
         NodeNotFound,
         NotFound,
         PayloadTooLarge,
@@ -79,6 +88,8 @@ if TYPE_CHECKING:
         TaskTimeout,
         TimedOut,
         Unavailable,
+        Unpicklable,
+        ValueGone,
         WrongThread,
     )
     from flame.protocol.api import SessionInfo
@@ -113,17 +124,24 @@ __all__ = [
     "ExecutorNotFound",
     "FlameError",
     "FlameService",
+    "FunctionCall",
+    "FunctionSession",
+    "Instance",
+    "InstanceLost",
     "InvalidArgument",
     "InvalidInput",
     "InvalidName",
     "KeyReused",
     "LogLine",
+    "MethodNotFound",
     "NodeNotFound",
     "NotFound",
     "PayloadTooLarge",
     "Progress",
+    "ProgressBar",
     "QueueFull",
     "Refused",
+    "RemoteFunction",
     "SchedulerUnavailable",
     "SchemaMismatch",
     "Secret",
@@ -164,13 +182,17 @@ __all__ = [
     "TypedStream",
     "TypedTask",
     "Unavailable",
+    "Unpicklable",
+    "ValueGone",
     "WrongThread",
     "__version__",
     "as_json",
     "close_session",
     "connect",
     "create_session",
+    "current_task",
     "entrypoint",
+    "functions",
     "open_session",
     "register_application",
     "run",
@@ -178,6 +200,11 @@ __all__ = [
 ]
 
 _NAMES = {
+    "flame.calls.call": ("FunctionCall",),
+    "flame.calls.current": ("current_task",),
+    "flame.calls.function": ("RemoteFunction",),
+    "flame.calls.instance": ("Instance",),
+    "flame.calls.session": ("FunctionSession", "functions"),
     "flame.client.api": (
         "close_session",
         "create_session",
@@ -193,6 +220,7 @@ _NAMES = {
         "connect",
     ),
     "flame.client.logs": ("LogLine",),
+    "flame.client.progress_bar": ("ProgressBar",),
     "flame.client.session": ("Session",),
     "flame.client.spec": ("SessionSpec",),
     "flame.client.task": (
@@ -219,10 +247,12 @@ _NAMES = {
         "ConfigurationError",
         "ExecutorNotFound",
         "FlameError",
+        "InstanceLost",
         "InvalidArgument",
         "InvalidInput",
         "InvalidName",
         "KeyReused",
+        "MethodNotFound",
         "NodeNotFound",
         "NotFound",
         "PayloadTooLarge",
@@ -245,6 +275,8 @@ _NAMES = {
         "TaskTimeout",
         "TimedOut",
         "Unavailable",
+        "Unpicklable",
+        "ValueGone",
         "WrongThread",
     ),
     "flame.protocol.api": ("SessionInfo",),
@@ -281,21 +313,7 @@ _NAMES = {
 
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 
-
-def __getattr__(name: str) -> Any:
-    """Load a name when it is first used."""
-    module = _MODULE_OF.get(name)
-    if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(module), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    """List what there is, loaded or not."""
-    return sorted({*globals(), *__all__})
-
+__getattr__, __dir__ = load_on_use(__name__, _MODULE_OF)
 
 if sys.flags.dev_mode:
     # In development mode asyncio complains of whatever keeps a loop for 100 ms, as loading the client in one would.

@@ -104,6 +104,11 @@ class Security:
             tls_key=file(TLS_KEY_VARIABLE),
         )
 
+    def to_environment(self) -> dict[str, str]:
+        """Return the variables from which another program reads the same."""
+        files = (self.credentials, self.tls_ca, self.tls_certificate, self.tls_key)
+        return {name: str(file) for name, file in zip(SECURITY_VARIABLES, files, strict=True) if file is not None}
+
 
 class Target(NamedTuple):
     """A cluster, and with what to go there."""

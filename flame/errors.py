@@ -5,12 +5,15 @@
     ├── InvalidArgument (ValueError)  a value was refused before anything was done
     │   ├── InvalidInput
     │   ├── InvalidName
+    │   ├── MethodNotFound (AttributeError)
+    │   ├── Unpicklable
     │   └── PayloadTooLarge
     ├── NotFound (LookupError)
     │   ├── ApplicationNotFound
     │   ├── SessionNotFound
     │   ├── TaskNotFound
     │   ├── ChunksGone
+    │   ├── ValueGone
     │   ├── ExecutorNotFound
     │   └── NodeNotFound
     ├── Refused                       the cluster's state doesn't allow it; nothing was done
@@ -27,6 +30,7 @@
     │   └── QueueFull
     ├── TaskError                     a task ended, but not with an output; carries the task
     │   ├── TaskFailed
+    │   │   ├── InstanceLost
     │   │   └── TaskTimeout
     │   ├── TaskCancelled
     │   ├── TaskExpired
@@ -34,7 +38,7 @@
     ├── MalformedMessage (ValueError) bytes on the wire are not what the protocol says
     │   └── UnsupportedVersion
     ├── IllegalTransition             a state machine was asked for a move that it doesn't have
-    ├── WrongThread (RuntimeError)    called on a thread that would wait for itself
+    ├── WrongThread (RuntimeError)    called on a thread, or in an event loop, where it can't be
     ├── Unavailable                   may work later; the effect may have happened where the text says so
     │   ├── BrokerUnavailable
     │   └── SchedulerUnavailable
@@ -89,8 +93,23 @@ class InvalidName(InvalidArgument):
     code = ErrorCode.INVALID_NAME
 
 
+class MethodNotFound(InvalidArgument, AttributeError):
+    """The class of an object in the cluster has no method of this name. Other attributes can't be reached."""
+
+    code = ErrorCode.INVALID_ARGUMENT
+
+
+class Unpicklable(InvalidArgument):
+    """A function, an argument or a result can't be taken to another process; the text names it, and what of it.
+
+    Nothing was sent. Of a result it is what the function's call fails with.
+    """
+
+    code = ErrorCode.INVALID_ARGUMENT
+
+
 class PayloadTooLarge(InvalidArgument):
-    """An input, output or common data is over the inline limit. Nothing was sent."""
+    """An input, output or common data is over the limit of 1 GiB. Nothing was sent."""
 
     code = ErrorCode.PAYLOAD_TOO_LARGE
 
@@ -124,6 +143,20 @@ class ChunksGone(NotFound):
     """
 
     code = ErrorCode.TASK_NOT_FOUND
+
+
+class ValueGone(NotFound):
+    """A large input, output or common data is not kept any more, or not all of it: the text names what is missing.
+
+    Outputs are kept as long as results, inputs and common data until their session has ended.
+    """
+
+    code = ErrorCode.VALUE_GONE
+
+    def __init__(self, message: str, task: Task | None = None) -> None:
+        """Keep beside the message the finished task whose output it was, if it was one."""
+        super().__init__(message)
+        self.task = task
 
 
 class ExecutorNotFound(NotFound):
@@ -225,7 +258,8 @@ class TaskFailed(TaskError):
 
     ``task_failed``: the service raised. ``session_failed``: it waited when its session failed. ``task_poisoned``: too
     many executors were lost while they ran it. ``out_of_memory``: its executor used more than its session asked for.
-    ``payload_too_large``: its output is over the limit. ``invalid_argument``: the service refuses its input.
+    ``payload_too_large``: its output is over the limit. ``value_gone``: its large input is not kept any more.
+    ``queue_full``: the broker has no room for its large output. ``invalid_argument``: the service refuses its input.
     ``internal``: a fault of Flame itself.
     """
 
@@ -239,6 +273,16 @@ class TaskTimeout(TaskFailed):
     """
 
     code = ErrorCode.TASK_TIMEOUT
+
+
+class InstanceLost(TaskFailed):
+    """The object whose method was called was lost with its executor, and with all that it had become.
+
+    It is made anew by its constructor: calls made from now on go on with that one. This call was not run, or not to its
+    end; what it did until then may have happened.
+    """
+
+    code = ErrorCode.TASK_FAILED
 
 
 class TaskCancelled(TaskError):
@@ -279,7 +323,11 @@ class IllegalTransition(FlameError):
 
 
 class WrongThread(FlameError, RuntimeError):
-    """A call of `flame.sync` on a thread that is needed for its answer: it would wait for itself. Nothing was done."""
+    """Called on a thread, or in an event loop, where it can't be: the text says where it can. Nothing was done.
+
+    A call of `flame.sync` on a thread that is needed for its answer would wait for itself; and connections, sessions
+    and functions are used in the event loop that they were made in.
+    """
 
     code = ErrorCode.INVALID_ARGUMENT
 
@@ -326,6 +374,7 @@ _BY_CODE: dict[str, type[FlameError]] = {
         StaleVersion,
         KeyReused,
         TaskNotFound,
+        ValueGone,
         ExecutorNotFound,
         NodeNotFound,
         QueueFull,

@@ -32,8 +32,10 @@ from flame.protocol.defaults import INLINE_LIMIT_BYTES
 APPLICATION: Final = "flmexec"
 """The name under which it is registered when a cluster is founded."""
 LANGUAGES: Final = ("shell", "python")
-RESULT_BYTES: Final = INLINE_LIMIT_BYTES - 16 * 1024
-"""The most that an encoded result may hold; output over that is cut, and says so."""
+RESULT_BYTES: Final = 16 * 1024 * 1024
+"""The most that an encoded result may hold; output over that is cut, and says so. An executor's memory holds it."""
+FAILED_BYTES: Final = INLINE_LIMIT_BYTES - 16 * 1024
+"""The same of a script that failed: its result is part of the task's record."""
 NOTE: Final = b"\n[... output was left out here ...]\n"
 """What stands in its place; `ScriptResult.cut` tells how much it was."""
 _TAIL_LINES: Final = 10
@@ -94,7 +96,7 @@ class ScriptFailed(Exception):
             how = f"took longer than {script.timeout_s:g} s and was ended"
         last = last_lines(result.stderr)
         super().__init__(f"{how}; the end of its stderr:\n{last}" if last else how)
-        self.details = encode_result(result)
+        self.details = encode_result(result, limit=FAILED_BYTES)
 
 
 def encode(code: str, *, language: str = "shell", input: bytes | str = b"", timeout_s: float | None = None) -> bytes:
@@ -145,8 +147,13 @@ def read_script(data: bytes) -> tuple[Script, bool]:
     return Script(**wanted), as_json
 
 
-def encode_result(result: ScriptResult, *, as_json: bool = False, limit: int = RESULT_BYTES) -> bytes:
-    """Encode what came of a script, with as much of its output as fits."""
+def encode_result(result: ScriptResult, *, as_json: bool = False, limit: int | None = None) -> bytes:
+    """Encode what came of a script, with as much of its output as fits: `RESULT_BYTES` unless ``limit`` is given.
+
+    In JSON, where a byte may become six, `FAILED_BYTES`.
+    """
+    if limit is None:
+        limit = FAILED_BYTES if as_json else RESULT_BYTES
     keep = limit // 2
     while True:
         stdout, cut_out = shorten(result.stdout, keep)

@@ -5,18 +5,16 @@ from __future__ import annotations
 from functools import partial
 from typing import Final
 
-import flame
 from benchmarks import measure
-from benchmarks.cluster import FlameSession
 from benchmarks.contestant import Contestant
 from benchmarks.figures import Figure
 from benchmarks.scale import IN_FLIGHT
 from benchmarks.stage import Stage
+from flame.protocol.defaults import INLINE_LIMIT_BYTES
 
 _EXECUTORS: Final = 2
-_SIZES: Final = {"64 B": 64, "10 KB": 10_000}
-_LARGE: Final = ("1 MB", 1_000_000)
-_INLINE: Final = ("200 KB", 200_000)
+_SIZES: Final = {"64 B": 64, "10 KB": 10_000, "200 KB": 200_000, "1 MB": 1_000_000}
+_IN_PARTS: Final = "over 256 KiB: Flame stores it beside the task and the record; the floor has it in one message"
 _WARM_UP: Final = 20
 _MOST_BYTES: Final = 200_000_000
 """That the tasks of one measurement carry, each way."""
@@ -26,8 +24,7 @@ async def run(stage: Stage) -> list[Figure]:
     """Measure every size, one at a time and in flight."""
     figures: list[Figure] = []
     async with stage.both(_EXECUTORS) as (session, floor):
-        (name, size), note = await _largest(session)
-        for what, length in {**_SIZES, name: size}.items():
+        for what, length in _SIZES.items():
             data = bytes(length)
             tasks = max(IN_FLIGHT, min(stage.scale.payload_tasks, _MOST_BYTES // length))
             stage.say(f"{tasks} tasks of {what}")
@@ -37,7 +34,7 @@ async def run(stage: Stage) -> list[Figure]:
             rounds = stage.scale.rounds
             turns = await measure.in_turn(contestants, rounds, partial(measure.one_at_a_time, data=data, tasks=tasks))
             flights = await measure.in_turn(contestants, rounds, partial(measure.in_flight, data=data, tasks=tasks))
-            said = note if length == size else ""
+            said = _IN_PARTS if length > INLINE_LIMIT_BYTES else ""
             figures += [
                 Figure(
                     name=f"{what} there and back, one at a time: p50",
@@ -56,12 +53,3 @@ async def run(stage: Stage) -> list[Figure]:
                 ),
             ]
     return figures
-
-
-async def _largest(session: FlameSession) -> tuple[tuple[str, int], str]:
-    """Return the large size that a task may have, and what is to be said of it."""
-    try:
-        await session.invoke(bytes(_LARGE[1]))
-    except flame.PayloadTooLarge:
-        return _INLINE, f"{_LARGE[0]} is over the limit of a task"
-    return _LARGE, ""

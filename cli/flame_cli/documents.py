@@ -43,12 +43,12 @@ FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
         "updated",
     ),
     "node": (
-        *("name", "hostname", "state", "cpu", "memory", "gpu", "arch", "os", "executors", "used", "memory_by"),
-        "cpu_by",
+        *("name", "hostname", "state", "cpu", "memory", "gpu", "arch", "os", "serves", "executors", "used"),
+        *("memory_by", "cpu_by"),
     ),
     "task": (
-        *("id", "session", "application", "state", "executor", "attempt", "chunks", "started", "finished", "output"),
-        *("output_base64", "error"),
+        *("id", "session", "application", "state", "executor", "attempt", "chunks", "started", "finished"),
+        *("output_size", "output", "output_base64", "error"),
     ),
     "event": (
         *("at", "noun", "id", "event", "state", "before", "application", "session", "node", "executor", "code"),

@@ -44,8 +44,18 @@ def row(info: NodeInfo) -> list[str]:
     ]
 
 
+def serves(info: NodeInfo) -> str:
+    """Return whose sessions are served there."""
+    return f"attached, for {info.application}" if info.application else "any application"
+
+
 def held_by(info: NodeInfo) -> str:
-    """Return how the node holds executors to what they asked for: their memory, and their processors."""
+    """Return how the node holds executors to what they asked for: their memory, and their processors.
+
+    Of a process that somebody has attached, return for what: it is held to nothing.
+    """
+    if info.application:
+        return serves(info)
     return ",".join(dict.fromkeys(by for by in (info.memory_by, info.cpu_by) if by)) or "-"
 
 
@@ -60,6 +70,7 @@ def document(info: NodeInfo) -> Document:
         "gpu": info.gpu,
         "arch": info.arch,
         "os": info.os,
+        "serves": serves(info),
         "executors": info.executors,
         "used": info.used,
         "memory_by": info.memory_by,

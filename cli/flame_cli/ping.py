@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import math
-import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-from flame import Connection, FlameError, Session, TaskError
+from flame import Connection, FlameError, ProgressBar, Session, TaskError
 from flame_cli import cluster
 from flame_cli.errors import CommandFailed, ExitCode, one_line
-from flame_cli.output import note, write
+from flame_cli.output import note
 from flame_cli.waiting import all_of, first_of
 
 APPLICATION: Final = "flmping"
@@ -117,10 +116,9 @@ class _Ping:
             ready_s = time.perf_counter() - begin
             run = self._measure if self._options.measure else self._one_by_one
             begin = time.perf_counter()
-            try:
-                await first_of(self._watch(), all_of(run(session) for session in sessions))
-            finally:
-                self._show_progress(done=True)
+            total = self._options.tasks * self._options.sessions
+            with ProgressBar("tasks", total=total, show=None if self._options.measure else False) as bar:
+                await first_of(self._watch(bar), all_of(run(session) for session in sessions))
             duration_s = time.perf_counter() - begin
         if self._options.measure:
             for line in summary(self._options, self._tally, ready_s=ready_s, duration_s=duration_s):
@@ -169,7 +167,7 @@ class _Ping:
         if not self._options.measure:
             print(line, flush=True)
 
-    async def _watch(self) -> None:
+    async def _watch(self, bar: ProgressBar) -> None:
         """Show progress to a person, and raise when nothing happens any more."""
         seen, since = -1, time.monotonic()
         while True:
@@ -177,11 +175,5 @@ class _Ping:
                 seen, since = self._tally.ended, time.monotonic()
             elif time.monotonic() - since > self._options.limit_s:
                 raise CommandFailed(f"no task has ended for {self._options.limit_s:g} s, {seen} had before: gave up")
-            self._show_progress()
+            bar(self._tally.ended)
             await asyncio.sleep(_PROGRESS_S)
-
-    def _show_progress(self, *, done: bool = False) -> None:
-        if not self._options.measure or not sys.stderr.isatty():
-            return
-        text = f"{self._tally.ended}/{self._options.tasks * self._options.sessions} tasks"
-        write(sys.stderr, f"\r{' ' * len(text)}\r" if done else f"\r{text}")

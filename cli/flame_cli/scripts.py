@@ -40,16 +40,21 @@ def run_script(endpoint: str | None, job: Job) -> None:
 
 
 async def _run(connection: Connection, job: Job) -> int:
-    from flame import FlameError, scripts
+    from flame import FlameError, ProgressBar, scripts
 
     script = scripts.encode(job.code, language=job.language, input=job.input, timeout_s=job.limit_s)
     session = await connection.create_session(scripts.APPLICATION)
-    status = 0
+    status = done = 0
     try:
-        async for task in session.map(itertools.repeat(script, job.times), raise_failed=False):
-            result = result_of(task)
-            _pass_on(result)
-            status = status or status_of(result)
+        with ProgressBar("scripts", total=job.times, show=None if job.times > 1 else False) as bar:
+            bar(done)
+            async for task in session.map(itertools.repeat(script, job.times), raise_failed=False):
+                result = result_of(task)
+                bar.clear()
+                _pass_on(result)
+                status = status or status_of(result)
+                done += 1
+                bar(done)
     finally:
         try:
             await connection.close_session(session.id)

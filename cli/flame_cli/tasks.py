@@ -55,6 +55,7 @@ def document(task: Task) -> Document:
         "chunks": task.chunks,
         "started": at(task.started),
         "finished": at(task.finished),
+        "output_size": task.output_size or len(task.output),
         **output_fields(task.output),
         "error": None if task.error is None else _error(task.error),
     }
@@ -76,8 +77,8 @@ def took(started: float, finished: float) -> str:
 def preview(task: Task) -> str:
     """Return the beginning of what came of a task, in one line."""
     text = text_of(task.output) if task.error is None else failure(task.error)
-    if text is None:
-        return f"({len(task.output)} bytes)"
+    if text is None or task.output_size > len(task.output):
+        return f"({task.output_size or len(task.output)} bytes)"
     return clipped(" ".join(text[: 4 * PREVIEW].split()), PREVIEW) or "-"
 
 

@@ -39,6 +39,8 @@ class UpOptions:
     host: str
     port: int
     """0: a free one."""
+    client_code: bool
+    """It has the built-in applications that run what clients send."""
     verbose: bool
     """The services log to standard error rather than to files."""
 
@@ -95,7 +97,7 @@ class LocalCluster:
         await self._start_broker()
         endpoint = self._broker.endpoint
         node_dir = str(self._options.data_dir / "node")
-        scheduler = self._scheduler = self._part("scheduler", [])
+        scheduler = self._scheduler = self._part("scheduler", [] if self._options.client_code else ["--no-client-code"])
         manager = self._manager = self._part("executor manager", ["--work-dir", node_dir])
         lifetime, self._lifetime = os.pipe()
         try:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import base64
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from flame.broker.errors import NoMessage, RevisionConflict
-from flame.broker.seam import Entry, EntryHandler, Listener, StoredMessage, Subscription
+from flame.broker.errors import RevisionConflict
+from flame.broker.leader import read_raw, stored_message
+from flame.broker.seam import Entry, EntryHandler, Listener, Subscription
 from flame.broker.watch import Watch, read_all
 from flame.broker.wire import EXPECTED_REVISION, KV_MARKER, KV_OPERATION, ROLLUP, TTL, insist
 from flame.errors import BrokerUnavailable, FlameError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from nats.aio.client import Client
 
@@ -30,26 +30,6 @@ ATTEMPTS: Final = 4
 def bucket_stream(name: str) -> str:
     """The stream under a bucket."""
     return f"KV_{name}"
-
-
-async def read_message(nc: Client, stream: str, which: Mapping[str, object], what: str) -> StoredMessage | None:
-    """Read a stored message from the stream's leader; ``None`` if there is none."""
-    message = await _read(nc, stream, which, what)
-    return None if message is None else _stored(message)
-
-
-async def _read(nc: Client, stream: str, which: Mapping[str, object], what: str) -> dict[str, Any] | None:
-    try:
-        answer = await insist(nc, f"STREAM.MSG.GET.{stream}", which, what)
-    except NoMessage:
-        return None
-    message: dict[str, Any] = answer["message"]
-    return message
-
-
-def _stored(message: dict[str, Any]) -> StoredMessage:
-    stored_at = datetime.fromisoformat(message["time"]).timestamp()
-    return StoredMessage(message["subject"], base64.b64decode(message.get("data", "")), int(message["seq"]), stored_at)
 
 
 def _marks_deletion(message: dict[str, Any]) -> bool:
@@ -73,7 +53,7 @@ class JetStreamBucket:
         message = await self._last(key)
         if message is None or _marks_deletion(message):
             return None
-        stored = _stored(message)
+        stored = stored_message(message)
         return Entry(key, stored.data, stored.sequence)
 
     async def create(self, key: str, value: bytes) -> int:
@@ -119,7 +99,7 @@ class JetStreamBucket:
 
     async def _last(self, key: str) -> dict[str, Any] | None:
         subject = self._prefix + key
-        return await _read(self._nc, self._stream, {"last_by_subj": subject}, f"read {subject}")
+        return await read_raw(self._nc, self._stream, {"last_by_subj": subject}, f"read {subject}")
 
     async def _write(self, key: str, value: bytes, headers: dict[str, str] | None) -> int:
         for attempt in range(1, ATTEMPTS + 1):
@@ -143,5 +123,5 @@ class JetStreamBucket:
         message = await self._last(key)
         if message is None:
             return 0
-        stored = _stored(message)
+        stored = stored_message(message)
         return stored.sequence if stored.data == value and (value or _marks_deletion(message)) else 0

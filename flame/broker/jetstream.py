@@ -11,9 +11,10 @@ from urllib.parse import urlsplit
 from nats import errors as nats_errors
 
 from flame.broker import fast
-from flame.broker.bucket import JetStreamBucket, bucket_stream, read_message
-from flame.broker.errors import BrokerError, ConsumerMissing, NotAcknowledged, StreamMissing
+from flame.broker.bucket import JetStreamBucket, bucket_stream
+from flame.broker.errors import BrokerError, ConsumerMissing, NoResponders, NotAcknowledged, StreamMissing
 from flame.broker.fast import Sender
+from flame.broker.leader import read_message
 from flame.broker.publisher import Publisher
 from flame.broker.puller import JetStreamPuller
 from flame.broker.reader import read_stream
@@ -32,12 +33,17 @@ from flame.broker.seam import (
 from flame.broker.security import make_client, not_connected, security_options
 from flame.broker.wire import (
     ACK,
+    API,
     IN_PROGRESS,
     NAK,
     NAK_AFTER,
+    NOT_FOUND,
     SECOND_NS,
+    STATUS,
     STORED_SUBJECT,
+    TTL,
     call,
+    has_stream,
     insist,
     map_client_error,
     request,
@@ -61,6 +67,8 @@ log = get_logger("flame.broker")
 PING_INTERVAL_S: Final = 5
 SERVICE_STOP_S: Final = 2.0
 RECONNECT_WAIT_S: Final = 0.1
+PEEK_TIMEOUT_S: Final = 10.0
+"""How long a replica has for an answer of some megabytes."""
 
 
 async def connect(
@@ -242,17 +250,20 @@ class JetStreamBroker:
 
     async def request(self, subject: str, data: bytes, timeout_s: float) -> bytes:
         """See `flame.broker.seam.Broker.request`."""
-        what = f"request to {subject}"
+        answer: bytes = (await self._ask(subject, data, timeout_s, f"request to {subject}")).data
+        return answer
+
+    async def _ask(self, subject: str, data: bytes, timeout_s: float, what: str) -> Msg:
+        """Request, and hear of it at once when the answer can't come any more."""
         loop = asyncio.get_running_loop()
         lost: asyncio.Future[None] = loop.create_future()
-        asked = loop.create_task(request(self._nc, subject, data, timeout_s, what))
+        asked: asyncio.Task[Msg] = loop.create_task(request(self._nc, subject, data, timeout_s, what))
         self._asking.add(lost)
         try:
             await asyncio.wait((asked, lost), return_when=asyncio.FIRST_COMPLETED)
             if not asked.done():
                 raise NotAcknowledged(f"{what}: the connection was lost meanwhile; it may have been carried out")
-            answer: bytes = asked.result().data
-            return answer
+            return asked.result()
         finally:
             self._asking.discard(lost)
             lost.cancel()
@@ -353,10 +364,11 @@ class JetStreamBroker:
         return await read_message(self._nc, stream, {"seq": after + 1, "next_by_subj": pattern}, f"read {pattern}")
 
     async def begin_store(
-        self, subject: str, data: bytes, timeout_s: float, then_acknowledge: str = ""
+        self, subject: str, data: bytes, timeout_s: float, then_acknowledge: str = "", ttl_s: float = 0.0
     ) -> asyncio.Future[int]:
         """See `flame.broker.seam.Broker.begin_store`."""
-        return await self._publisher.publish(subject, data, timeout_s, then_acknowledge=then_acknowledge)
+        headers = {TTL: f"{ttl_s:.0f}s"} if ttl_s else None
+        return await self._publisher.publish(subject, data, timeout_s, headers, then_acknowledge)
 
     async def store_then(
         self, subject: str, data: bytes, timeout_s: float, on_done: OnStored, then_acknowledge: str = ""
@@ -371,6 +383,18 @@ class JetStreamBroker:
     async def last(self, stream: str, subject: str) -> StoredMessage | None:
         """See `flame.broker.seam.Broker.last`."""
         return await read_message(self._nc, stream, {"last_by_subj": subject}, f"read {subject}")
+
+    async def peek(self, stream: str, subject: str) -> bytes | None:
+        """See `flame.broker.seam.Broker.peek`."""
+        what = f"read {subject}"
+        try:
+            message = await self._ask(f"{API}.DIRECT.GET.{stream}.{subject}", b"", PEEK_TIMEOUT_S, what)
+        except NoResponders as error:
+            if await has_stream(self._nc, subject):
+                raise BrokerUnavailable(f"{what}: no replica of the stream answers now") from error
+            raise StreamMissing(f"{what}: no stream holds it") from error
+        data: bytes = message.data
+        return None if message.headers and message.headers.get(STATUS) == NOT_FOUND else data
 
     def read(
         self, stream: str, pattern: str, *, after: int = 0, follow: bool = False
@@ -516,6 +540,8 @@ def _stream_config(spec: StreamSpec) -> dict[str, Any]:
         "duplicate_window": SECOND_NS,
         "num_replicas": spec.replicas,
     }
+    if spec.message_ttl:
+        config["allow_msg_ttl"] = True
     if spec.republish is not None:
         config["republish"] = {"src": spec.republish[0], "dest": spec.republish[1]}
     return config

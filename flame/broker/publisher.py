@@ -20,7 +20,7 @@ from nats import errors as nats_errors
 from flame.broker.errors import Duplicate, NotAcknowledged, StreamMissing
 from flame.broker.fast import Sender, status_of, subscribe
 from flame.broker.seam import OnStored
-from flame.broker.wire import ACK, call, map_api_error, map_client_error
+from flame.broker.wire import ACK, has_stream, map_api_error, map_client_error
 from flame.errors import BrokerUnavailable, FlameError
 
 if TYPE_CHECKING:
@@ -202,17 +202,10 @@ class Publisher:
                 continue
             family = ".".join(publish.subject.split(".", 3)[:3])  # a kind of one application, or keys of one bucket
             if family not in exists:
-                exists[family] = await self._has_stream(publish.subject)
+                exists[family] = await has_stream(self._nc, publish.subject)
             if not exists[family]:
                 del self._waiting[token]
                 publish.on_done(0, StreamMissing(f"store on {publish.subject}: no stream takes it"))
-
-    async def _has_stream(self, subject: str) -> bool:
-        try:
-            answer = await call(self._nc, "STREAM.NAMES", {"subject": subject}, f"find the stream of {subject}")
-        except FlameError:
-            return True  # the cluster itself has no leader now
-        return bool(answer.get("streams"))
 
 
 def _settle(future: asyncio.Future[int], sequence: int, error: FlameError | None) -> None:

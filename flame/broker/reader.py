@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Final
 
-from flame.broker.bucket import read_message
+from flame.broker.leader import newest_sequence
 from flame.broker.seam import Entry, Listener, StoredMessage
 from flame.broker.watch import HEARTBEAT_S, READ_TIMEOUT_S, Reading
 from flame.broker.wire import SECOND_NS
@@ -29,18 +29,21 @@ _RETRY_S: Final = 0.5
 class StreamReading(Reading):
     """Messages of a stream behind a sequence, until something is missed."""
 
-    def __init__(self, nc: Client, stream: str, pattern: str, after: int) -> None:
-        """Say what to read; `start` begins."""
+    def __init__(self, nc: Client, stream: str, pattern: str, after: int, *, follow: bool) -> None:
+        """Say what to read, and whether what is stored later too; `start` begins."""
         super().__init__(nc, stream, "", pattern, _never)
         self._after = after
+        self._follow = follow
+        if follow:
+            self.complete.set_result(None)  # nobody asks
         self._arrived: deque[StoredMessage] = deque()
         self._news = asyncio.Event()
         self._room = asyncio.Event()
 
-    async def next(self, *, follow: bool) -> StoredMessage | None:
-        """Return the next message; ``None`` if something was missed or, without ``follow``, if that was all."""
+    async def next(self) -> StoredMessage | None:
+        """Return the next message; ``None`` if something was missed or, unless it follows, if that was all."""
         while not self._arrived:
-            if self.broken.is_set() or self.silent or (self.complete.done() and not follow):
+            if self.broken.is_set() or self.silent or (self.complete.done() and not self._follow):
                 return None
             self._news.clear()
             try:
@@ -68,8 +71,8 @@ class StreamReading(Reading):
         self._arrived.append(StoredMessage(msg.subject, msg.data, sequence, stored_at))
         self._news.set()
 
-    def _check_complete(self, nothing_more: bool = False) -> None:
-        super()._check_complete(nothing_more)
+    async def _look_for_more(self) -> None:
+        await super()._look_for_more()
         self._news.set()
 
 
@@ -89,24 +92,19 @@ async def read_stream(
     """See `flame.broker.seam.Broker.read`."""
     loop = asyncio.get_running_loop()
     progress_at = loop.time()
-    last: int | None = None
     while True:
-        if not follow and last is None:
-            # What a consumer says is left for it has been too little at times: the leader knows what is there.
-            newest = await read_message(nc, stream, {"last_by_subj": pattern}, f"read {pattern}")
-            last = 0 if newest is None else newest.sequence
-        if last is not None and after >= last:
+        if not follow and after >= await newest_sequence(nc, stream, pattern):
             return
-        reading = StreamReading(nc, stream, pattern, after)
+        reading = StreamReading(nc, stream, pattern, after, follow=follow)
         forget = on_reconnect(reading.interrupt)
         try:
             await reading.start()
-            while (message := await reading.next(follow=follow)) is not None:
+            while (message := await reading.next()) is not None:
                 after = message.sequence
                 yield message
                 progress_at = loop.time()
-            if reading.complete.done():
-                last = None  # what is missing went meanwhile, or it was told too little: look again
+            if not follow and reading.complete.done():
+                return
         except BrokerUnavailable:
             if nc.is_closed or (not follow and loop.time() - progress_at > READ_TIMEOUT_S):
                 raise

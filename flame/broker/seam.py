@@ -51,7 +51,7 @@ class Delivery(NamedTuple):
     @property
     def stored_at(self) -> float:
         """When the broker stored it, Unix seconds by its clock; found out each time, since hardly anybody asks."""
-        raise NotImplementedError
+        raise NotImplementedError  # each broker's deliveries say so; a named tuple can't be abstract
 
 
 class Entry(NamedTuple):
@@ -198,9 +198,11 @@ class Broker(Protocol):
         """Read the oldest message behind the sequence ``after`` whose subject matches, by the stream's leader."""
 
     async def begin_store(
-        self, subject: str, data: bytes, timeout_s: float, then_acknowledge: str = ""
+        self, subject: str, data: bytes, timeout_s: float, then_acknowledge: str = "", ttl_s: float = 0.0
     ) -> asyncio.Future[int]:
         """Send a message to its stream; the future brings its sequence once it is stored.
+
+        With ``ttl_s``, in whole seconds, it is gone after that; only for a stream with `StreamSpec.message_ttl`.
 
         With ``then_acknowledge``, the delivery of that handle is acknowledged as soon as the subject holds a message,
         this one or (`Duplicate`) an earlier one. The future fails with `Duplicate`, `StreamFull`, `StreamMissing`, or
@@ -217,6 +219,13 @@ class Broker(Protocol):
 
     async def last(self, stream: str, subject: str) -> StoredMessage | None:
         """Read the last message of a subject, by the stream's leader: what it doesn't find was not there."""
+
+    async def peek(self, stream: str, subject: str) -> bytes | None:
+        """Read the data of the last message of a subject, by any replica of a stream with `StreamSpec.direct`.
+
+        Cheaper than `last`, above all for large messages; a replica may be behind, and not have it yet. Asks once:
+        raises `BrokerUnavailable` where no replica answers, and `StreamMissing`.
+        """
 
     def read(
         self, stream: str, pattern: str, *, after: int = 0, follow: bool = False

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 from nats import errors as nats_errors
 
 from flame.broker.errors import NotAcknowledged
+from flame.broker.leader import newest_sequence
 from flame.broker.seam import Entry, EntryHandler, Listener
+from flame.broker.told import ToldKeys
 from flame.broker.wire import (
     CONSUMER_STALLED,
     KV_MARKER,
@@ -42,6 +44,8 @@ SILENCE_S: Final = 3 * HEARTBEAT_S
 CREATE_TIMEOUT_S: Final = 2.5
 REPAIR_S: Final = 60.0
 READ_TIMEOUT_S: Final = 30.0
+LOOKS: Final = 10
+"""So often a reading that has what the last look told of asks whether there is more."""
 _RETRY_S: Final = 0.5
 
 
@@ -61,9 +65,15 @@ class Reading:
         self._seen = 0
         self._expected: int | None = None
         self.complete: asyncio.Future[None] = self._loop.create_future()
-        """Done when everything that was there at the start has been handled."""
+        """Done when everything that was there at the start, and still is, has been handled."""
         self.broken = asyncio.Event()
         """Something was missed: begin a new reading."""
+        self._position = 0
+        """The stream's sequence of the last message that was handled."""
+        self._newest: int | None = None
+        """The last look at the leader found a newer message, with this sequence."""
+        self._looks = 0
+        self._looking: asyncio.Task[None] | None = None
         self.last_sign = self._loop.time()
         self.began_at = 0
         """The stream's last sequence before anything was read."""
@@ -99,7 +109,8 @@ class Reading:
         self._consumer = answer["name"]
         # The count is taken when the consumer is made, with nothing delivered yet.
         self._expected = int(answer.get("num_pending", 0)) + int(answer.get("delivered", {}).get("consumer_seq", 0))
-        self._check_complete()
+        if self._expected <= self._seen:
+            self._look()
 
     @property
     def silent(self) -> bool:
@@ -108,6 +119,8 @@ class Reading:
 
     async def stop(self) -> None:
         """End it; the broker forgets the consumer."""
+        looking, self._looking = self._looking, None
+        await end_task(looking)
         with contextlib.suppress(nats_errors.Error, OSError):
             if self._subscription is not None:
                 await self._subscription.unsubscribe()
@@ -126,8 +139,12 @@ class Reading:
             self.broken.set()
             return
         self._seen += 1
-        await self._take(msg, int(parts[base + 3]))
-        self._check_complete(nothing_more=parts[base + 6] == "0")
+        sequence = int(parts[base + 3])
+        await self._take(msg, sequence)
+        self._position = sequence
+        if self._may_be_complete(nothing_more=parts[base + 6] == "0"):
+            self._looks += 1
+            self._look()
 
     def _begin(self) -> dict[str, object]:
         """Return where the consumer begins."""
@@ -146,10 +163,35 @@ class Reading:
         last = headers.get(LAST_CONSUMER)
         if last is not None and int(last) > self._seen:
             self.broken.set()
+        else:
+            self._look()
 
-    def _check_complete(self, nothing_more: bool = False) -> None:
-        counted = self._expected is not None and self._seen >= self._expected
-        if (counted or nothing_more) and not self.complete.done():
+    def _may_be_complete(self, nothing_more: bool) -> bool:
+        """Whether it is worth asking the leader: at first by what the consumer says, then by what the leader said."""
+        if self._newest is not None:
+            return self._position >= self._newest
+        return nothing_more or (self._expected is not None and self._seen >= self._expected)
+
+    def _look(self) -> None:
+        """Find out whether this was all, unless that is known or being found out."""
+        if not self.complete.done() and (self._looking is None or self._looking.done()):
+            self._looking = self._loop.create_task(self._look_for_more(), name=f"look at {self._prefix}{self._pattern}")
+
+    async def _look_for_more(self) -> None:
+        """Be complete if the leader knows of nothing newer.
+
+        A consumer doesn't know what is stored: it may be on a replica that is behind, and a value that is written again
+        while it reads goes from where it has not yet been to where its count does not go. Where writing never ceases
+        the leader always knows of something newer; a value that is missed in so many looks was written in each.
+        """
+        try:
+            newest = await newest_sequence(self._nc, self._stream, self._prefix + self._pattern)
+        except FlameError:
+            self.broken.set()
+            return
+        if newest > self._position and self._looks < LOOKS:
+            self._newest = newest
+        elif not self.complete.done():
             self.complete.set_result(None)
 
 
@@ -200,10 +242,9 @@ class Watch:
         """Say what to follow; `start` begins."""
         self._make: Callable[[], Reading] = lambda: Reading(nc, stream, prefix, pattern, self._on_entry)
         self._what = f"watch {prefix}{pattern}"
-        self._handler = handler
         self._on_repair = on_repair
         self._reading: Reading | None = None
-        self._revisions: dict[str, int] = {}
+        self._told = ToldKeys(handler)
         self._fresh: set[str] | None = None
         self._again = asyncio.Event()
         self._forget = on_reconnect(self._again.set)
@@ -238,9 +279,8 @@ class Watch:
         await reading.start()
         await _wait_complete(reading, self._what)
         self._fresh = None
-        for key in [key for key in self._revisions if key not in fresh]:
-            # It went before the reading began; whoever has written it since knows a higher revision.
-            self._on_entry(Entry(key, None, reading.began_at))
+        # What is gone went before the reading began; whoever has written it since knows a higher revision.
+        self._told.tell_gone(fresh, reading.began_at)
 
     def _on_entry(self, entry: Entry) -> None:
         if self._fresh is not None:
@@ -248,19 +288,7 @@ class Watch:
                 self._fresh.discard(entry.key)
             else:
                 self._fresh.add(entry.key)
-        known = self._revisions.get(entry.key)
-        if entry.value is None:
-            if known is None:
-                return
-            del self._revisions[entry.key]
-        elif known is not None and entry.revision <= known:
-            return
-        else:
-            self._revisions[entry.key] = entry.revision
-        try:
-            self._handler(entry)
-        except Exception:
-            log.exception("watch handler failed", key=entry.key)
+        self._told.tell(entry)
 
     async def _follow(self) -> None:
         while True:

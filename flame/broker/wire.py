@@ -31,6 +31,7 @@ API: Final = "$JS.API"
 SECOND_NS: Final = 1_000_000_000
 
 STATUS: Final = "Status"
+NOT_FOUND: Final = "404"
 STORED_SUBJECT: Final = b"Nats-Subject"
 EXPECTED_REVISION: Final = "Nats-Expected-Last-Subject-Sequence"
 LAST_CONSUMER: Final = "Nats-Last-Consumer"
@@ -144,6 +145,15 @@ async def call(
 ) -> dict[str, Any]:
     """Call the JetStream API and return its answer; ``verb`` is the subject after ``$JS.API.``."""
     return _checked(await _ask(nc, verb, body, what, timeout_s), what)
+
+
+async def has_stream(nc: Client, subject: str) -> bool:
+    """Whether a stream takes a subject; nobody answering there may also mean that it has no leader now."""
+    try:
+        answer = await call(nc, "STREAM.NAMES", {"subject": subject}, f"find the stream of {subject}")
+    except FlameError:
+        return True  # the cluster itself has no leader now
+    return bool(answer.get("streams"))
 
 
 async def _ask(nc: Client, verb: str, body: Mapping[str, Any] | None, what: str, timeout_s: float) -> dict[str, Any]:

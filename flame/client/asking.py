@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from flame.broker.errors import NoResponders, NotAcknowledged
 from flame.broker.seam import Broker
+from flame.client.home import check_loop
 from flame.errors import BrokerUnavailable, MalformedMessage, SchedulerUnavailable, Unavailable
 from flame.protocol import defaults, subjects
 from flame.protocol.api import List, Request, Verb, read_answer
@@ -32,6 +33,7 @@ class ControlClient:
     def __init__(self, broker: Broker) -> None:
         """Ask through a connected broker, until `close`."""
         self._broker = broker
+        self._loop = asyncio.get_running_loop()
         self._closed = False
 
     def close(self) -> None:
@@ -57,7 +59,8 @@ class ControlClient:
 
     async def ask(self, verb: Verb, request: Request) -> dict[str, Any]:
         """Ask for something and return the bare answer."""
-        loop = asyncio.get_running_loop()
+        check_loop(f"the connection to {self._broker.endpoint}", self._loop)
+        loop = self._loop
         give_up = loop.time() + SCHEDULER_PATIENCE_S
         repeat_until = 0.0 if verb in _ONCE else loop.time() + OUTAGE_PATIENCE_S
         pause_s = 0.05

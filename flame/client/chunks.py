@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final, Self
 from flame.broker.errors import StreamMissing
 from flame.broker.seam import Broker, StoredMessage
 from flame.cancel import end_task
-from flame.errors import BrokerUnavailable, ChunksGone, FlameError, InvalidArgument, MalformedMessage
+from flame.client.home import check_loop
+from flame.errors import BrokerUnavailable, ChunksGone, FlameError, InvalidArgument, MalformedMessage, WrongThread
 from flame.logs import get_logger
 from flame.protocol import subjects
 from flame.protocol.chunks import ChunkMessage, ChunkOrder, MissingChunk, RunKey
@@ -82,7 +83,13 @@ class ChunkStream(AsyncIterator[Chunk]):
         self._find = find
         self._release = release
         self._handle: TaskHandle | None = None
-        self._chunks: AsyncGenerator[Chunk, None] | None = None
+        self._kept: _Kept | None = None
+        self._order = ChunkOrder()
+        self._ready: deque[Chunk] = deque()
+        self._ended: Task | None = None
+        self._restarting: asyncio.Task[None] | None = None
+        self._complete = False
+        """Every chunk was found; what is left is to say how the task has ended."""
         self._closed = False
 
     @property
@@ -113,19 +120,37 @@ class ChunkStream(AsyncIterator[Chunk]):
         return self
 
     async def __anext__(self) -> Chunk:
-        """Return the next chunk, waiting for it."""
-        if self._closed:
-            raise StopAsyncIteration
-        if self._chunks is None:
-            self._chunks = self._read(await self._begin())
-        return await anext(self._chunks)
+        """Return the next chunk, waiting for it. A wait that is cancelled, as by a time limit, costs no chunk."""
+        while not self._ready:
+            if self._closed:
+                raise StopAsyncIteration
+            try:
+                await self._go_on(self._handle or await self._begin())
+            except WrongThread:
+                raise
+            except Exception as error:
+                if isinstance(error, RuntimeError) and self._handle is not None:
+                    self._check_loop(self._handle)  # asyncio has complained of another loop
+                await self.aclose()
+                raise
+        return self._ready.popleft()
 
     async def aclose(self) -> None:
         """Listen no more: the iteration ends. Idempotent. The task goes on."""
         self._closed = True
-        if self._chunks is not None:
-            await self._chunks.aclose()
+        self._ready.clear()
+        kept, self._kept = self._kept, None
+        await end_task(self._restarting)
+        if kept is not None:
+            await kept.stop()
         self._let_go()
+
+    def __del__(self) -> None:
+        """Listen no more, since nobody iterates any more."""
+        kept = getattr(self, "_kept", None)
+        if kept is not None:
+            release, self._release = self._release, None
+            kept.leave(release)
 
     async def _begin(self) -> TaskHandle:
         if self._handle is None:
@@ -142,32 +167,41 @@ class ChunkStream(AsyncIterator[Chunk]):
         if release is not None and self._handle is not None:
             release(self._handle.id)
 
-    async def _read(self, handle: TaskHandle) -> AsyncGenerator[Chunk, None]:
-        """Hand a task's chunks on until it has ended and all were."""
-        kept = _Kept(self._tasks.broker, handle)
-        order = ChunkOrder()
-        ended: Task | None = None
-        try:
-            while True:
-                if ended is None and handle.done():
-                    ended = handle.future.result()
-                    await kept.end(ended, order)
-                if ended is not None and (order.complete or await kept.all_taken()):
-                    break
-                message = kept.take()
-                if message is not None:
-                    for chunk in _ordered(order, message, handle.id):
-                        yield chunk
-                elif ended is not None:
-                    await kept.wait_for_rest(handle.id)
-                elif not await kept.wait(handle):
-                    self._handle = handle = self._tasks.heard(handle)
-            if order.restarted:
-                yield Chunk(b"", ended.attempt, 0)
-        finally:
-            await kept.stop()
-            self._let_go()
-        (await handle.finished()).check()
+    async def _go_on(self, handle: TaskHandle) -> None:
+        """Do one step towards the next chunk, or the end. Where it waits it may be cancelled, and done again."""
+        kept = self._kept
+        if kept is None:
+            self._check_loop(handle)
+            kept = self._kept = _Kept(self._tasks.broker, handle)
+        if self._ended is None and handle.done():
+            self._ended = handle.future.result()
+            if kept.end(self._ended, self._order):
+                self._restarting = asyncio.get_running_loop().create_task(kept.restart())
+        if self._restarting is not None:
+            await asyncio.shield(self._restarting)
+            self._restarting = None
+        if self._complete:
+            (await handle.finished()).check()
+            await self.aclose()
+        elif self._ended is not None and (self._order.complete or await kept.all_taken()):
+            self._complete = True
+            if self._order.restarted:
+                self._ready.append(Chunk(b"", self._ended.attempt, 0))
+        else:
+            await self._take(kept, handle)
+
+    async def _take(self, kept: _Kept, handle: TaskHandle) -> None:
+        """Take what is here, or wait until there is something to do."""
+        message = kept.take()
+        if message is not None:
+            self._ready.extend(_ordered(self._order, message, handle.id))
+        elif self._ended is not None:
+            await kept.wait_for_rest(handle.id)
+        elif not await kept.wait(handle):
+            self._handle = self._tasks.heard(handle)
+
+    def _check_loop(self, handle: TaskHandle) -> None:
+        check_loop(f"the stream of task {handle.id}", handle.future.get_loop())
 
 
 def _ordered(order: ChunkOrder, message: StoredMessage, task_id: str) -> list[Chunk]:
@@ -185,11 +219,17 @@ def _gone(task_id: str, what: str) -> ChunksGone:
     return ChunksGone(f"task {task_id}: {what} is not kept any more; its output, once it has ended, is not affected")
 
 
+_stopping: set[asyncio.Task[None]] = set()
+"""What ends the reading for streams that were dropped."""
+
+
 class _Kept:
     """What is stored of one task's chunks, read ahead in the background."""
 
     def __init__(self, broker: Broker, handle: TaskHandle) -> None:
         self._broker = broker
+        self._loop = handle.future.get_loop()
+        self._id = handle.id
         self._stream = subjects.chunk_stream(handle.application)
         self._subject = subjects.chunk(handle.application, handle.session_id, handle.id)
         self._arrived: deque[StoredMessage] = deque()
@@ -231,14 +271,18 @@ class _Kept:
             handle.future.add_done_callback(self._wake)
         return await self._told(CHECK_S)
 
-    async def end(self, task: Task, order: ChunkOrder) -> None:
-        """Take over how the task has ended."""
-        if task.state is not TaskState.SUCCEED:
-            self._failed = True
-        elif order.end(RunKey(task.attempt, task.started), task.chunks):
-            await self.stop()
-            self._arrived.clear()
-            self._taken = 0
+    def end(self, task: Task, order: ChunkOrder) -> bool:
+        """Take over how the task has ended; tell whether everything is to be read again: see `restart`."""
+        if task.state is TaskState.SUCCEED:
+            return order.end(RunKey(task.attempt, task.started), task.chunks)
+        self._failed = True
+        return False
+
+    async def restart(self) -> None:
+        """Begin anew."""
+        await self.stop()
+        self._arrived.clear()
+        self._taken = 0
 
     async def wait_for_rest(self, task_id: str) -> None:
         """Wait for a message of a task that has ended: it is stored, unless it is not kept any more."""
@@ -258,6 +302,18 @@ class _Kept:
         await end_task(reading)
         if self._woken is not None:
             self._woken.remove_done_callback(self._wake)
+
+    def leave(self, release: Callable[[str], None] | None) -> None:
+        """Read no more, and release the task; called on any thread, by whoever does not wait for that."""
+        with suppress(RuntimeError):  # the loop is closed, and with it everything
+            self._loop.call_soon_threadsafe(self._leave, release)
+
+    def _leave(self, release: Callable[[str], None] | None) -> None:
+        if release is not None:
+            release(self._id)
+        stopping = self._loop.create_task(self.stop())
+        _stopping.add(stopping)
+        stopping.add_done_callback(_stopping.discard)
 
     async def _told(self, limit_s: float) -> bool:
         self._news.clear()

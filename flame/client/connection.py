@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
+from functools import partial
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
 from weakref import WeakSet
 
 from flame.broker.jetstream import connect as connect_broker
 from flame.broker.seam import Broker
 from flame.client.asking import ControlClient
+from flame.client.common_data import for_opening, store_common_data, with_stored_data
 from flame.client.events import ClusterEvents
+from flame.client.home import NOWHERE, check_loop, runner_of
 from flame.client.ids import TaskIds
 from flame.client.listing import list_tasks
 from flame.client.logs import LogLine, read_logs
@@ -53,6 +57,9 @@ from flame.protocol.records import ApplicationRecord, ApplicationSpec, ExecutorR
 from flame.protocol.states import CloseMode, SessionState, TaskState
 from flame.protocol.subjects import check_application, check_token
 
+if TYPE_CHECKING:
+    from flame.calls.session import FunctionOptions, FunctionSession
+
 R = TypeVar("R", bound=Record)
 
 _MINT_ATTEMPTS: Final = 8
@@ -90,7 +97,10 @@ class Connection:
         self._sessions: set[Session] = set()
         self._events: WeakSet[ClusterEvents] = WeakSet()
         """Those that somebody still iterates over."""
-        self._closed = False
+        self.open_in: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        """The event loop that it belongs to; ``None`` when it is closed."""
+        self.runner = runner_of(self.open_in)
+        """Whose ``_thread_id`` is that of the one thread in which it may be used."""
         self.keep_alive: object = None
         """Something that lives as long as the connection."""
         self._forget_reconnect = broker.on_reconnect(self._reconnected)
@@ -98,7 +108,7 @@ class Connection:
     @property
     def closed(self) -> bool:
         """Whether it was closed: nothing can be asked or heard any more."""
-        return self._closed
+        return self.open_in is None
 
     @property
     def endpoint(self) -> str:
@@ -107,9 +117,10 @@ class Connection:
 
     async def close(self) -> None:
         """Close the connection. Sessions stay open in the cluster; what waits here for tasks gets an error."""
-        if self._closed:
+        if self.open_in is None:
             return
-        self._closed = True
+        check_loop(f"the connection to {self.endpoint}", self.open_in)
+        self.open_in, self.runner = None, NOWHERE
         self._control.close()
         self._forget_reconnect()
         for events in tuple(self._events):
@@ -174,11 +185,17 @@ class Connection:
         for attempt in range(1, _MINT_ATTEMPTS + 1):
             wanted = request.model_copy(update={"id": session_id or mint_session_id(application)})
             try:
-                return await self._hold(await self._create(wanted))
+                return await self._hold(await self._create(await with_stored_data(self.broker, wanted)))
             except SessionExists:
                 if session_id is not None or attempt == _MINT_ATTEMPTS:
                     raise
         raise AssertionError("unreachable")
+
+    def functions(self, **options: Unpack[FunctionOptions]) -> FunctionSession:
+        """Return a session whose tasks are calls of this program's own functions; see `flame.functions`."""
+        from flame.calls.session import FunctionSession  # noqa: PLC0415  # for those who use it
+
+        return FunctionSession(self, options)
 
     async def open_session(self, session_id: str, spec: SessionSpec | None = None) -> Session:
         """Return an open session; one that doesn't exist is created if ``spec`` says how.
@@ -189,7 +206,8 @@ class Connection:
             SpecMismatch: It is open with another specification than ``spec``.
         """
         check_token("session", session_id)
-        create = None if spec is None else spec.request(session_id)
+        find = partial(self.call, Verb.OPEN_SESSION, OpenSession(id=session_id), SessionRecord)
+        create = await for_opening(self.broker, find, None if spec is None else spec.request(session_id))
         return await self._hold(
             await self.call(Verb.OPEN_SESSION, OpenSession(id=session_id, create=create), SessionRecord)
         )
@@ -205,9 +223,14 @@ class Connection:
 
     async def update_common_data(self, session_id: str, data: bytes, *, expected_version: int | None = None) -> int:
         """Give a session other common data; see `Session.update_common_data`. Raises `SessionNotFound`."""
+        ref = None
+        if len(check_common_data(data)) > defaults.INLINE_LIMIT_BYTES:
+            application = (await self.get_session_record(check_token("session", session_id))).application
+            ref, data = await store_common_data(self.broker, application, session_id, data), b""
         fields = {
             "session": check_token("session", session_id),
-            "data": check_common_data(data),
+            "data": data,
+            "data_ref": ref,
             "expected_version": expected_version,
             "token": secrets.token_hex(8),
         }
@@ -408,6 +431,12 @@ class Connection:
         return events
 
     # ---- for sessions
+
+    def check_usable(self) -> None:
+        """Raise `BrokerUnavailable` if it is closed, and `WrongThread` anywhere but in its event loop."""
+        if self.open_in is None:
+            raise BrokerUnavailable("the connection is closed; make another")
+        check_loop(f"the connection to {self.endpoint}", self.open_in)
 
     async def call(self, verb: Verb, request: Request, answer: type[R]) -> R:
         """Ask a scheduler; its refusals are raised as the exceptions they stand for."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from flame.broker.seam import LiveMessage, Subscription
-from flame.errors import FlameError, InvalidArgument, MalformedMessage, Unavailable
+from flame.client.feed import Feed
+from flame.errors import InvalidArgument, MalformedMessage, Unavailable
 from flame.logs import get_logger
 from flame.protocol import subjects
 from flame.protocol.events import ClusterEvent, Noun
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 log = get_logger("flame.client")
 
 
-class ClusterEvents(AsyncIterator[ClusterEvent]):
+class ClusterEvents(Feed[ClusterEvent]):
     """Events of a cluster, from the moment that it listens. Made by `Connection.events`.
 
     As an async context manager it listens from the entry of its block to its end; otherwise from the first step of the
@@ -33,6 +32,8 @@ class ClusterEvents(AsyncIterator[ClusterEvent]):
 
     def __init__(self, connection: Connection, session: str | None, application: str | None, *, tasks: bool) -> None:
         """Say what to listen for; nothing is asked yet."""
+        home = connection.open_in or asyncio.get_running_loop()
+        super().__init__(f"the iterator over events of {connection.endpoint}", home)
         if session is not None:
             check_token("session", session)
         if application is not None:
@@ -43,10 +44,6 @@ class ClusterEvents(AsyncIterator[ClusterEvent]):
         self._tasks = tasks
         self._subscriptions: list[Subscription] = []
         self._listening = False
-        self._events: deque[ClusterEvent] = deque()
-        self._news = asyncio.Event()
-        self._error: FlameError | None = None
-        self._ended = False
 
     async def __aenter__(self) -> Self:
         """Begin to listen."""
@@ -59,21 +56,10 @@ class ClusterEvents(AsyncIterator[ClusterEvent]):
         """Listen no more."""
         await self.aclose()
 
-    def __aiter__(self) -> Self:
-        """Return the iterator."""
-        return self
-
     async def __anext__(self) -> ClusterEvent:
         """Return the next event, waiting for it."""
         await self._listen()
-        while not self._events:
-            if self._error is not None:
-                raise self._error
-            if self._ended:
-                raise StopAsyncIteration
-            self._news.clear()
-            await self._news.wait()
-        return self._events.popleft()
+        return await super().__anext__()
 
     async def aclose(self) -> None:
         """Listen no more: what was heard can still be taken, then the iteration ends. Idempotent."""
@@ -83,14 +69,10 @@ class ClusterEvents(AsyncIterator[ClusterEvent]):
         for subscription in subscriptions:
             await subscription.stop()
 
-    def fail(self, error: FlameError) -> None:
-        """Say that nothing more can be heard."""
-        self._error = error
-        self._news.set()
-
     async def _listen(self) -> None:
         if self._listening:
             return
+        self._check_loop()
         self._listening = True
         broker = self._connection.broker
         try:
@@ -137,10 +119,6 @@ class ClusterEvents(AsyncIterator[ClusterEvent]):
         else:
             if event is not None:
                 self._put(event)
-
-    def _put(self, event: ClusterEvent) -> None:
-        self._events.append(event)
-        self._news.set()
 
 
 def task_event(message: LiveMessage) -> ClusterEvent | None:

@@ -62,4 +62,5 @@ def finished_task(task_id: str, session: str, application: str, record: ResultRe
         record.started,
         record.finished,
         record.chunks,
+        0 if record.output_ref is None else record.output_ref.size,
     )

@@ -25,8 +25,8 @@ from flame.errors import (
 )
 from flame.logs import get_logger
 from flame.protocol import subjects
-from flame.protocol.messages import LogChunk
 from flame.protocol.states import ExecutorState
+from flame.protocol.supervision import LogChunk
 
 if TYPE_CHECKING:
     from flame.client.connection import Connection

@@ -7,8 +7,9 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Collection, Iterable, Sized
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, Generic, TypeVar
 
+from flame.client.home import check_loop
 from flame.client.task import Task, TaskHandle
 from flame.errors import FlameError, InvalidArgument
 from flame.logs import get_logger
@@ -18,6 +19,7 @@ log = get_logger("flame.client")
 
 Inputs = Iterable[bytes | str] | AsyncIterable[bytes | str]
 Progress = Callable[[int, int | None], None]
+T = TypeVar("T")
 
 CANCEL_S: Final = 10.0
 """How long leaving a map waits until what it leaves is cancelled."""
@@ -77,6 +79,24 @@ async def mapped(
             await _give_up(under_way.handles, cancel)
 
 
+class KeysAhead(Generic[T]):
+    """The keys of inputs, for a map that is given something made of these: it asks for each once, in their order."""
+
+    def __init__(self, key: Callable[[T], str | None]) -> None:
+        """Take what names an input."""
+        self._key = key
+        self._keys: deque[str | None] = deque()
+
+    def note(self, data: T) -> T:
+        """Find the key of an input, and return the input."""
+        self._keys.append(self._key(data))
+        return data
+
+    def take(self, _: bytes | str) -> str | None:
+        """Return the next key."""
+        return self._keys.popleft()
+
+
 def total_of(inputs: object) -> int | None:
     """Return how many inputs there are, if that can be told without taking them."""
     return len(inputs) if isinstance(inputs, Sized) else None
@@ -105,21 +125,27 @@ class _AsFinished:
 
     def __init__(self) -> None:
         self.handles: set[TaskHandle] = set()
+        self._count = 0
+        """Of the inputs whose tasks are under way: several may have one task, by its key."""
+        self._loop = asyncio.get_running_loop()
         self._ended: deque[TaskHandle] = deque()
         self._waiter: asyncio.Future[None] | None = None
 
     def __len__(self) -> int:
-        return len(self.handles)
+        return self._count
 
     def add(self, handle: TaskHandle) -> None:
+        self._count += 1
         self.handles.add(handle)
         handle.future.add_done_callback(partial(self._note, handle))
 
     async def next(self) -> Task:
         if not self._ended:
-            self._waiter = asyncio.get_running_loop().create_future()
+            check_loop("the iterator of a map", self._loop)
+            self._waiter = self._loop.create_future()
             await self._waiter
         handle = self._ended.popleft()
+        self._count -= 1
         self.handles.discard(handle)
         return await handle.finished()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Final
 
 from flame.broker.errors import Duplicate, NotAcknowledged, StreamFull, StreamMissing
@@ -15,12 +15,12 @@ from flame.client.chunks import ChunkStream
 from flame.client.keyed import KeyedTaskHandle, check_key
 from flame.client.listing import finished_task
 from flame.client.task import Task, TaskHandle, TaskInformer
+from flame.client.values import TaskValues, digest_of_much
 from flame.errors import (
     ApplicationNotFound,
     BrokerUnavailable,
     FlameError,
     MalformedMessage,
-    PayloadTooLarge,
     QueueFull,
     SchedulerUnavailable,
     TaskNotFound,
@@ -35,12 +35,15 @@ from flame.protocol.messages import ResultRecord, RunningEvent, TaskFault, TaskM
 from flame.protocol.progress import Progress
 from flame.protocol.records import SessionRecord
 from flame.protocol.states import TaskState
+from flame.protocol.values import check_size
 
 if TYPE_CHECKING:
     from flame.client.connection import Connection
 
 log = get_logger("flame.client")
 
+_BYTES_HEADER: Final = 5
+"""What bytes in MessagePack take at most beside themselves."""
 STORE_ATTEMPT_S: Final = 5.0
 """How long one attempt at storing a task waits for the broker's acknowledgement."""
 
@@ -73,8 +76,15 @@ class Outstanding:
         """The newest of the session's common data that this client has heard of."""
         self._least = _least(record.common_data_version)
         """What tasks without options of their own have: ``None`` while the common data was never changed."""
+        self.leave_large = False
+        """Outputs that are too large for a message are not loaded before somebody asks for them."""
         self._page = 0
         """Which part of many old ones is looked up next."""
+
+    @cached_property
+    def values(self) -> TaskValues:
+        """Inputs and outputs that are too large for a message: most sessions have none."""
+        return TaskValues(self.broker, self._record)
 
     def __len__(self) -> int:
         """Return how many there are."""
@@ -89,13 +99,15 @@ class Outstanding:
     async def submit(self, data: bytes, informer: TaskInformer | None, options: TaskOptions | None) -> TaskHandle:
         """Send a task to be stored and return at once, or when there is room among the unacknowledged ones.
 
-        What comes of it reaches the handle. Raises `PayloadTooLarge`.
+        What comes of it reaches the handle. An input that is too large for a message is stored before; raises what
+        `flame.values.store_value` does.
         """
         if self._least is not None:
             options = self._not_older(options)
-        payload = TaskMessage(data, informer is not None, options=options).encode()
-        if len(payload) > defaults.INLINE_LIMIT_BYTES:
-            raise _too_large(data, payload)
+        large = len(data) > defaults.INLINE_LIMIT_BYTES
+        payload = b"" if large else TaskMessage(data, informer is not None, options=options).encode()
+        if large or len(payload) > defaults.INLINE_LIMIT_BYTES:
+            payload = await self.values.store_input(TaskMessage(data, informer is not None, options=options))
         while self._unacknowledged >= defaults.PUBLISH_WINDOW:
             await self._room()
         task_id = self._connection.task_ids.mint()
@@ -121,14 +133,17 @@ class Outstanding:
 
         Raises `KeyReused` if that has another input, and what is raised where a task can't be stored.
         """
-        task_id, digest = keyed_task_id(check_key(key)), digest_of(data)
+        task_id = keyed_task_id(check_key(key))
+        check_size("input", len(data))
+        digest = digest_of(data) if len(data) <= defaults.INLINE_LIMIT_BYTES else await digest_of_much(data)
         handle = self._handles.get(task_id)
         if not isinstance(handle, KeyedTaskHandle):
-            payload = TaskMessage(data, informer is not None, True, self._not_older(options), digest).encode()
-            if len(payload) > defaults.INLINE_LIMIT_BYTES:
-                raise _too_large(data, payload)
-            handle = KeyedTaskHandle(task_id, self._record, payload, self._loop, informer, self)
-            handle.name(key, digest)
+            message = TaskMessage(b"", informer is not None, True, self._not_older(options), digest)
+            large = len(data) + len(message.encode()) > defaults.INLINE_LIMIT_BYTES - _BYTES_HEADER
+            if not large:
+                message.input = data
+            handle = KeyedTaskHandle(task_id, self._record, message.encode(), self._loop, informer, self)
+            handle.name(key, digest, data if large else b"")
             self._handles[task_id] = handle
             self._unacknowledged += 1
             handle.storing = self._loop.create_task(self._store_again(handle))
@@ -200,15 +215,17 @@ class Outstanding:
         """
         deadline = self._loop.time() + defaults.STORE_TIMEOUT_S
         subject = self._task_prefix + handle.id
-        payload = TaskMessage.decode(handle.payload)
-        payload.again = True
-        data = payload.encode()
+        message = TaskMessage.decode(handle.payload)
+        message.again = True
         pause_s = defaults.BACKOFF_FIRST_S
         last: FlameError | None = None
         while self._loop.time() < deadline and not handle.stored and not handle.done():
             try:
                 looks = await (self._look_up_keyed if handle.digest else self._look_up_if_possible)(handle.id)
                 if not (looks.waiting or looks.results):
+                    began = self._loop.time()
+                    data = await self._encoded(handle, message)
+                    deadline += self._loop.time() - began
                     await self._connection.broker.store(subject, data, STORE_ATTEMPT_S)
             except Duplicate:
                 if handle.digest:
@@ -236,6 +253,13 @@ class Outstanding:
                 f" ({last}); it may have been stored"
             ),
         )
+
+    async def _encoded(self, handle: TaskHandle, message: TaskMessage) -> bytes:
+        """Return a task as it is to be stored, with its input stored before if that is large and has not been."""
+        if isinstance(handle, KeyedTaskHandle) and handle.large and message.input_ref is None:
+            message.input = handle.large
+            return await self.values.store_input(message)
+        return message.encode()
 
     async def _look_up_if_possible(self, task_id: str) -> TaskLooks:
         """Look a task up; with no scheduler to ask, know nothing: its executor will look before it runs it."""
@@ -308,6 +332,15 @@ class Outstanding:
             # It is the task's one record all the same: nothing else will come.
             fault = TaskFault(ErrorCode.INTERNAL, f"the task's record can't be read: {error}")
             record = ResultRecord(TaskState.FAILED, error=fault)
+        if record.output_ref is not None and handle is not None and _may_be(handle, record):
+            if self.leave_large:
+                self._loaded(task_id, finished_task(task_id, self._record.id, self._record.application, record))
+                return
+            loading = self.values.begin_to_load(task_id, record, self._loaded)
+            if loading is not None:
+                self._retries.add(loading)
+                loading.add_done_callback(self._retries.discard)
+            return
         if handle is None:
             if self.on_task is not None:
                 self.on_task(finished_task(task_id, self._record.id, self._record.application, record))
@@ -316,6 +349,16 @@ class Outstanding:
         handle.finish(record)
         if self.on_task is not None:
             self.on_task(handle.task)
+        if not self._handles:
+            self._on_quiet()
+
+    def _loaded(self, task_id: str, task: Task) -> None:
+        """Take over a task whose output had to be loaded."""
+        handle = self._handles.pop(task_id, None)
+        if handle is not None:
+            handle.learn(task)
+        if self.on_task is not None:
+            self.on_task(task)
         if not self._handles:
             self._on_quiet()
 
@@ -420,12 +463,10 @@ class Outstanding:
         await end_tasks(self._retries)
 
 
+def _may_be(handle: TaskHandle, record: ResultRecord) -> bool:
+    """Whether a record is that of a handle's task: under its key there may be one with another input."""
+    return not handle.digest or record.digest in (b"", handle.digest)
+
+
 def _least(version: int) -> TaskOptions | None:
     return TaskOptions(common_data_version=version) if version else None
-
-
-def _too_large(data: bytes, payload: bytes) -> PayloadTooLarge:
-    return PayloadTooLarge(
-        f"input of {len(data)} bytes: with its envelope {len(payload)}, the limit is"
-        f" {defaults.INLINE_LIMIT_BYTES}; pass a reference to large data instead"
-    )

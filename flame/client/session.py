@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from functools import partial
+from threading import get_ident
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, overload
 from weakref import WeakSet
 
 from flame.broker.seam import LiveMessage, Subscription
 from flame.client.chunks import ChunkStream
+from flame.client.keyed import submit_each
 from flame.client.listing import list_tasks
 from flame.client.mapping import MapOptions, mapped
 from flame.client.outstanding import Outstanding
@@ -19,7 +21,6 @@ from flame.client.reconciling import Reconciler
 from flame.client.task import Task, TaskHandle, TaskInformer
 from flame.client.watching import SessionEvent, SessionWatch
 from flame.errors import (
-    BrokerUnavailable,
     FlameError,
     InvalidArgument,
     MalformedMessage,
@@ -110,7 +111,8 @@ class Session:
         """Run a task and return it with its ``output``.
 
         Args:
-            input: What the service gets; text is sent as UTF-8. At most 256 KiB with its envelope.
+            input: What the service gets; text is sent as UTF-8. At most 1 GiB. What is over 256 KiB goes in parts,
+                before the task is stored, and is kept until the session has ended.
             informer: Hears of every change of the task.
             timeout_s: How long to wait for its end. The task goes on after that, and can be looked up with `get_task`.
                 How long the task itself may run is ``options.timeout_s``.
@@ -121,9 +123,12 @@ class Session:
             TaskFailed: The service raised, or the task was given up; `TaskTimeout` if it ran for too long.
             TaskCancelled: The task was cancelled.
             TaskExpired: It was not started in the time that it was worth starting in.
+            ValueGone: Its large output is not kept any more.
+            PayloadTooLarge: ``input`` is over the limit.
             TimedOut: ``timeout_s`` passed.
             SessionNotOpen: The session has ended; `SessionFailed` if it failed.
-            QueueFull: The application holds as many waiting tasks as it may.
+            QueueFull: The application holds as many waiting tasks as it may, or the broker has no room for a large
+                input.
             BrokerUnavailable: The broker did not acknowledge the task; it may have been stored.
         """
         handle = await self._submit(input, informer, _checked(options), key)
@@ -169,14 +174,19 @@ class Session:
         informer: TaskInformer | None = None,
         *,
         options: TaskOptions | None = None,
+        keys: Iterable[str | None] | None = None,
     ) -> list[TaskHandle]:
         """Store many tasks and return their handles, in order, when all are stored.
 
         They are sent without waiting for one another. If one can't be stored its error is raised; the others are stored
-        and go on. Arguments and errors as in `invoke`.
+        and go on. Arguments and errors as in `invoke`. ``keys`` are those of the tasks, one for each input and ``None``
+        for one without, and mean what ``key`` does in `create_task`; with another number of them nothing is stored.
         """
         wanted = _checked(options)
-        handles = [await self._submit(data, informer, wanted) for data in inputs]
+        if keys is not None:
+            handles = await submit_each(lambda data, key: self._submit(data, informer, wanted, key), inputs, keys)
+        else:
+            handles = [await self._submit(data, informer, wanted) for data in inputs]
         for handle in handles:
             stored = handle.when_stored()
             if stored is not None:
@@ -193,6 +203,7 @@ class Session:
         cancel_on_exit: bool = True,
         on_progress: Callable[[int, int | None], None] | None = None,
         options: TaskOptions | None = None,
+        key: Callable[[bytes | str], str | None] | None = None,
     ) -> AsyncGenerator[Task, None]:
         """Run a task for each input and yield the finished tasks, in the order of the inputs or as they finish.
 
@@ -210,7 +221,11 @@ class Session:
             on_progress: Called before each task is yielded, with how many that makes and how many inputs there are:
                 ``None`` if they have no length. What it raises ends the map.
             options: How each of the tasks is to be run, where that differs from what their application says.
+            key: Called with each input for the key of its task, as in `create_task`, or ``None`` for a task without. So
+                a map that is begun again runs nothing twice. Each such task takes a question to the scheduler before
+                the next input is taken. ``cancel_on_exit`` cancels them like the others, whoever created them first.
         """
+        wanted = _checked(options)
         how = MapOptions(
             ordered=ordered,
             in_flight=in_flight,
@@ -218,7 +233,10 @@ class Session:
             cancel_on_exit=cancel_on_exit,
             on_progress=on_progress,
         )
-        submit = partial(self._submit, informer=None, options=_checked(options))
+
+        def submit(data: bytes | str) -> Awaitable[TaskHandle]:
+            return self._submit(data, None, wanted, None if key is None else key(data))
+
         return mapped(submit, self.cancel_tasks, inputs, how)
 
     # ---- values instead of bytes
@@ -293,14 +311,18 @@ class Session:
     async def get_task(self, task_id: str) -> Task:
         """Return a task of this session as the cluster knows it now, whoever created it.
 
-        A finished one has its output. Raises `TaskNotFound` if there is no such task, or its result has aged out.
+        A finished one has its output, however large. Raises `TaskNotFound` if there is no such task, or its result has
+        aged out.
         """
         subjects.check_token("task", task_id)
         looks = await self._tasks.look_up([task_id])
         handle = TaskHandle(task_id, self._record, b"", self._loop, None, self._tasks)
         record = looks.results.get(task_id)
         if record is not None:
-            handle.finish(ResultRecord.decode(record))
+            ended = ResultRecord.decode(record)
+            if ended.output_ref is not None:
+                return await self._tasks.values.load(task_id, ended)
+            handle.finish(ended)
             return handle.task
         if task_id in looks.waiting:
             return (self._tasks.get(task_id) or handle).task
@@ -327,7 +349,8 @@ class Session:
     async def list_tasks(self, *, after: str = "", limit: int = 100) -> list[Task]:
         """Return tasks of this session as the cluster knows them now, whoever created them, ordered by id.
 
-        Ids are sorted by creation within one client. Finished tasks have their outputs. Which of the unfinished ones
+        Ids are sorted by creation within one client. Finished tasks have their outputs, but for those over 256 KiB: see
+        `Task.output_size`. Which of the unfinished ones
         run is told from how many do, a second ago or less: the oldest are taken to be those.
 
         Args:
@@ -345,7 +368,7 @@ class Session:
         ones at once. What was before is gone.
 
         Args:
-            data: At most 256 KiB.
+            data: At most 1 GiB.
             expected_version: Change it only if it has this version, see `common_data_version`; 0: if it was never
                 changed. ``None``: whichever it has.
 
@@ -371,7 +394,7 @@ class Session:
         session and of this client's tasks meanwhile. It ends when the session has ended and everything was told, and
         raises `BrokerUnavailable` if the connection is closed before. Events wait in memory until they are taken.
         """
-        watch = SessionWatch(self._record, self._look_for_watches)
+        watch = SessionWatch(self._record, self._look_for_watches, self._loop)
         self._watches.add(watch)
         self._tasks.on_task = self._tell_task
         self._tasks.on_progress = self._tell_progress
@@ -450,8 +473,8 @@ class Session:
     ) -> TaskHandle:
         if self._record.state is not SessionState.OPEN:
             raise self._ended_error()
-        if self._connection.closed:
-            raise BrokerUnavailable("the connection is closed; make another")
+        if self._connection.runner._thread_id != get_ident():  # noqa: SLF001  # see flame.client.home
+            self._connection.check_usable()
         data = input if type(input) is bytes else _as_bytes(input)
         if key is None:
             handle = await self._tasks.submit(data, informer, options)
@@ -460,6 +483,14 @@ class Session:
         if self._reconciler.timer is None:
             self._reconciler.expect()
         return handle
+
+    async def submit(self, input: bytes, options: TaskOptions | None) -> TaskHandle:
+        """Send a task to be stored, and return before it is known whether it was: for what is built on sessions."""
+        return await self._submit(input, None, options)
+
+    def leave_large_outputs(self) -> None:
+        """Load no outputs that are too large for a message: `get_task` brings them. For what is built on sessions."""
+        self._tasks.leave_large = True
 
     # ---- hearing of their ends
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flame.credentials import GivenSecrets, check_secrets
-from flame.errors import InvalidArgument, PayloadTooLarge
+from flame.errors import InvalidArgument
 from flame.protocol import defaults
 from flame.protocol.api import CreateSession
 from flame.protocol.records import SessionOptions
 from flame.protocol.subjects import check_application, check_token
+from flame.protocol.values import check_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +21,9 @@ class SessionSpec:
 
     application: str
     common_data: bytes = b""
-    """Handed to every executor of the session as ``context.common_data``. At most 256 KiB."""
+    """Handed to every executor of the session as ``context.common_data``. At most 1 GiB; ``resources`` must leave room
+    for it in memory.
+    """
     min_instances: int | None = None
     """Executors from the session's creation to its end; ``None``: the application's."""
     max_instances: int | None = None
@@ -71,6 +74,5 @@ def check_common_data(data: object) -> bytes:
     """Return common data if it can be that; raise `InvalidArgument`, or `PayloadTooLarge`."""
     if not isinstance(data, bytes):
         raise InvalidArgument(f"common_data: expected bytes, got {type(data).__name__}")
-    if len(data) > defaults.INLINE_LIMIT_BYTES:
-        raise PayloadTooLarge(f"common_data of {len(data)} bytes: the limit is {defaults.INLINE_LIMIT_BYTES}")
+    check_size("common_data", len(data))
     return data

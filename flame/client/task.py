@@ -8,7 +8,8 @@ from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from flame.errors import FlameError, TaskCancelled, TaskExpired, TaskFailed, TaskNotFound, TaskTimeout
+from flame.client.home import check_loop
+from flame.errors import FlameError, TaskCancelled, TaskExpired, TaskFailed, TaskNotFound, TaskTimeout, ValueGone
 from flame.logs import get_logger
 from flame.protocol.codes import ErrorCode
 from flame.protocol.messages import ResultRecord, RunningEvent, TaskFault
@@ -36,7 +37,7 @@ class Task:
     output: bytes = b""
     """What the service returned; empty unless it succeeded."""
     error: TaskFault | None = None
-    """Why it failed or was cancelled."""
+    """Why it failed or was cancelled; of one that succeeded, why its large output can't be had (``value_gone``)."""
     executor: str = ""
     """Who runs or ran it."""
     attempt: int = 1
@@ -46,6 +47,12 @@ class Task:
     """When its record was made, Unix seconds; 0 if there is none."""
     chunks: int = 0
     """How many chunks its last run emitted, once it has ended."""
+    output_size: int = 0
+    """How many bytes an output has that is too large for a message, over 256 KiB; 0: it isn't.
+
+    ``output`` has them where the task was created or looked up here. Of tasks that were listed, or are others' and were
+    watched, it stays empty: `Session.get_task` brings it.
+    """
 
     def started_by(self, event: RunningEvent) -> Task:
         """Return the task once it runs."""
@@ -53,12 +60,14 @@ class Task:
 
     def check(self) -> Task:
         """Return the task if it succeeded; otherwise raise what its state means."""
-        if self.state is TaskState.SUCCEED or not self.state.terminal:
+        if (self.state is TaskState.SUCCEED and self.error is None) or not self.state.terminal:
             return self
         me = f"task {self.id} of session {self.session_id}"
         fault = self.error or TaskFault(ErrorCode.TASK_FAILED, "no reason was recorded")
         if self.state is TaskState.CANCELLED:
             raise TaskCancelled(f"{me} was cancelled: {fault.message}", self)
+        if self.state is TaskState.SUCCEED:
+            raise ValueGone(f"{me} succeeded, but its output is gone: {fault.message}", self)
         if fault.code == ErrorCode.TASK_EXPIRED:
             raise TaskExpired(f"{me}: {fault.message}", self)
         if fault.code == ErrorCode.TASK_TIMEOUT:
@@ -95,7 +104,7 @@ class Informing:
     def update(self, task: Task) -> None:
         """Pass a state on; after a failure also the error."""
         self._put(lambda: self._informer.on_update(task))
-        if task.state is TaskState.FAILED:
+        if task.state is TaskState.FAILED or (task.state is TaskState.SUCCEED and task.error is not None):
             self._put(self._informer.on_error)
 
     def progress(self, task: Task, progress: Progress) -> None:
@@ -230,7 +239,11 @@ class TaskHandle:
 
     async def finished(self) -> Task:
         """Wait for the end and return the task, however it ended. Raises only if nothing can be learned of it."""
-        task = self.future.result() if self.future.done() else await asyncio.shield(self.future)
+        try:
+            task = self.future.result() if self.future.done() else await asyncio.shield(self.future)
+        except RuntimeError:
+            check_loop(f"the handle of task {self.id}", self.future.get_loop())
+            raise
         if self._informing is not None:
             await self._informing.settled()
         return task

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callab
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, Self
 
-from flame.client.mapping import total_of
+from flame.client.mapping import KeysAhead, total_of
 from flame.client.task import Task, TaskHandle, TaskInformer
 from flame.errors import InvalidInput, SchemaMismatch
 from flame.protocol.messages import TaskFault, TaskOptions
@@ -244,14 +244,19 @@ class TypedSession(Generic[I, O]):
         return TypedHandle(handle, self._output)
 
     async def create_tasks(
-        self, inputs: Iterable[I], informer: TaskInformer | None = None, *, options: TaskOptions | None = None
+        self,
+        inputs: Iterable[I],
+        informer: TaskInformer | None = None,
+        *,
+        options: TaskOptions | None = None,
+        keys: Iterable[str | None] | None = None,
     ) -> list[TypedHandle[O]]:
         """Store many tasks and return their handles, in order; see `Session.create_tasks`.
 
         All inputs are checked before the first is sent.
         """
         encoded = [self.encode(input) for input in inputs]
-        handles = await self.session.create_tasks(encoded, informer, options=options)
+        handles = await self.session.create_tasks(encoded, informer, options=options, keys=keys)
         return [TypedHandle(handle, self._output) for handle in handles]
 
     def stream(self, input: I, *, options: TaskOptions | None = None, key: str | None = None) -> TypedStream[O]:
@@ -271,35 +276,40 @@ class TypedSession(Generic[I, O]):
         cancel_on_exit: bool = True,
         on_progress: Callable[[int, int | None], None] | None = None,
         options: TaskOptions | None = None,
+        key: Callable[[I], str | None] | None = None,
     ) -> AsyncGenerator[TypedTask[O], None]:
         """Run a task for each input and yield the finished ones, as `Session.map` does.
 
         An input that does not fit ends it, as an error of the inputs themselves would. With ``raise_failed=False`` it
-        is the ``output`` of what failed, or is of another type, that raises.
+        is the ``output`` of what failed, or is of another type, that raises. ``key`` is called with values.
         """
+        keys = None if key is None else KeysAhead(key)
         if on_progress is not None:
             on_progress = with_total(on_progress, total_of(inputs))
         tasks = self.session.map(
-            self._encoded(inputs),
+            self._encoded(inputs, keys),
             ordered=ordered,
             in_flight=in_flight,
             raise_failed=raise_failed,
             cancel_on_exit=cancel_on_exit,
             on_progress=on_progress,
             options=options,
+            key=None if keys is None else keys.take,
         )
         async with aclosing(tasks):
             async for task in tasks:
                 yield self.read(task).check() if raise_failed else self.read(task)
 
-    def _encoded(self, inputs: Iterable[I] | AsyncIterable[I]) -> Iterator[bytes] | AsyncIterator[bytes]:
+    def _encoded(
+        self, inputs: Iterable[I] | AsyncIterable[I], keys: KeysAhead[I] | None
+    ) -> Iterator[bytes] | AsyncIterator[bytes]:
         if isinstance(inputs, AsyncIterable):
-            return self._encoded_later(inputs)
-        return map(self.encode, inputs)
+            return self._encoded_later(inputs, keys)
+        return map(self.encode, inputs if keys is None else map(keys.note, inputs))
 
-    async def _encoded_later(self, inputs: AsyncIterable[I]) -> AsyncIterator[bytes]:
+    async def _encoded_later(self, inputs: AsyncIterable[I], keys: KeysAhead[I] | None) -> AsyncIterator[bytes]:
         async for input in inputs:
-            yield self.encode(input)
+            yield self.encode(input if keys is None else keys.note(input))
 
 
 def with_total(on_progress: Callable[[int, int | None], None], total: int | None) -> Callable[[int, int | None], None]:

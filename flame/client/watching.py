@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Final, Self
+from typing import Final
 
+from flame.client.feed import Feed
 from flame.client.task import Task
-from flame.errors import FlameError
 from flame.protocol.events import ClusterEvent, Noun
 from flame.protocol.progress import Progress
 from flame.protocol.records import SessionRecord
@@ -70,42 +70,38 @@ class SessionEvent:
     """How far the task is, if its service has told."""
 
 
-class SessionWatch(AsyncIterator[SessionEvent]):
+class SessionWatch(Feed[SessionEvent]):
     """The events of one session from the moment it was made. Made by `Session.watch`."""
 
-    def __init__(self, record: SessionRecord, look: Callable[[], Awaitable[bool]]) -> None:
-        """Begin with the session's present state; ``look`` learns what was missed and tells whether all has ended."""
+    def __init__(
+        self, record: SessionRecord, look: Callable[[], Awaitable[bool]], home: asyncio.AbstractEventLoop
+    ) -> None:
+        """Begin with the session's present state; ``look`` learns what was missed and tells whether all has ended.
+
+        ``home`` is the session's event loop.
+        """
+        super().__init__(f"the watch of session {record.id}", home)
         self._state = record.state
         self._id = record.id
         self._look = look
-        self._events: deque[SessionEvent] = deque()
+        self._over = False
+        """All has ended; only what is on its way is waited for."""
         self._told: OrderedDict[str, tuple[int, int]] = OrderedDict()
-        self._news = asyncio.Event()
-        self._error: FlameError | None = None
-        self._ended = False
         self._put_session(record)
-
-    def __aiter__(self) -> Self:
-        """Return the watch."""
-        return self
 
     async def __anext__(self) -> SessionEvent:
         """Return the next event; ends when the session has ended and everything was told."""
-        over = False
-        while not self._events:
-            if self._error is not None:
-                raise self._error
-            if self._ended:
-                raise StopAsyncIteration
-            self._news.clear()
-            try:
-                async with asyncio.timeout(QUIET_S if over or self._state in _LAST else LOOK_S):
-                    await self._news.wait()
-            except TimeoutError:
-                self._ended = over
-                if not over:
-                    over = await self._look()
-        return self._events.popleft()
+        return await super().__anext__()
+
+    async def _wait(self) -> None:
+        try:
+            async with asyncio.timeout(QUIET_S if self._over or self._state in _LAST else LOOK_S):
+                await self._news.wait()
+        except TimeoutError:
+            self._ended = self._over
+            self._over = self._over or await self._look()
+        else:
+            self._over = False
 
     # ---- for the session
 
@@ -148,11 +144,6 @@ class SessionWatch(AsyncIterator[SessionEvent]):
             event = SessionEvent(PROGRESS, at, self._id, self._state, task_id, running, progress.executor)
             self._put(replace(event, progress=progress))
 
-    def fail(self, error: FlameError) -> None:
-        """Say that nothing more can be heard."""
-        self._error = error
-        self._news.set()
-
     def _put_session(self, record: SessionRecord) -> None:
         at = record.created if record.state is SessionState.OPEN else record.ended
         self._put(SessionEvent(SESSION, at or time.time(), record.id, record.state, reason=record.reason))
@@ -170,7 +161,3 @@ class SessionWatch(AsyncIterator[SessionEvent]):
             node=event.node,
         )
         self._put(told)
-
-    def _put(self, event: SessionEvent) -> None:
-        self._events.append(event)
-        self._news.set()

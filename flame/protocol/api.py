@@ -25,6 +25,7 @@ from flame.protocol.records import (
 )
 from flame.protocol.resources import Resources
 from flame.protocol.states import CloseMode, NodeState, SessionState, TaskState
+from flame.protocol.values import ValueRef
 
 
 class Verb(StrEnum):
@@ -71,6 +72,17 @@ Credentials = Annotated[
 """Of a session. What is wrong with some is said without showing any."""
 
 
+def _reference(given: object) -> ValueRef:
+    try:
+        return given if isinstance(given, ValueRef) else ValueRef.from_fields(given)
+    except MalformedMessage as error:
+        raise ValueError(str(error)) from None
+
+
+Reference = Annotated[ValueRef, PlainValidator(_reference), PlainSerializer(ValueRef.fields)]
+"""To a large value."""
+
+
 class Request(Input):
     """The arguments of a verb."""
 
@@ -112,6 +124,8 @@ class CreateSession(Request):
 
     application: str
     common_data: bytes = b""
+    common_data_ref: Reference | None = None
+    """Where it is, if it is too large for a message: stored under the session's ``id``, which is given then."""
     id: str | None = None
     """``None``: one is minted."""
     options: SessionOptions = Field(default_factory=SessionOptions)
@@ -140,6 +154,8 @@ class UpdateCommonData(Request):
 
     session: str
     data: bytes = b""
+    data_ref: Reference | None = None
+    """Where it is, if it is too large for a message."""
     expected_version: int | None = Field(default=None, ge=0)
     """Only if it has this one; ``None``: whichever it has."""
     token: str
@@ -233,6 +249,8 @@ class NodeInfo(Record):
     memory_by: str = ""
     """See `NodeRecord`."""
     cpu_by: str = ""
+    application: str = ""
+    """The one application that is served there; empty: any is."""
 
 
 class ApplicationPage(Record):

@@ -7,11 +7,25 @@ from typing import Final
 from flame.protocol.resources import Resources
 
 INLINE_LIMIT_BYTES: Final = 256 * 1024
-"""The most an input, output or common data may hold, its envelope included."""
+"""The most that travels within a message, its envelope included; larger values go in parts."""
+VALUE_LIMIT_BYTES: Final = 1024**3
+"""The most an input, output or common data may hold."""
+VALUE_PART_BYTES: Final = 1024 * 1024
+"""Of a value that goes in parts, each; the last one may be shorter."""
+VALUE_WINDOW: Final = 8
+"""Parts of one value that are under way at once."""
+VALUE_TIMEOUT_S: Final = 30.0
+"""How long it is tried to store or read one part: longer than a broker's change of leader."""
+VALUE_MISSING_S: Final = 5.0
+"""How long a part that isn't found is looked for: a replica may be behind, or may have no contact."""
+VALUE_ORPHAN_S: Final = 3600.0
+"""Parts of a session that doesn't exist are kept for this long: it may be about to be created."""
 MAX_PAYLOAD_BYTES: Final = 8 * 1024 * 1024
 """The server's largest message: room for API replies that list many things."""
 
 RESULT_AGE_S: Final = 24 * 3600.0
+VALUE_AGE_S: Final = RESULT_AGE_S + 3600.0
+"""Of the parts of an output, which are stored before the record that names them."""
 LOG_AGE_S: Final = 24 * 3600.0
 LOG_BYTES: Final = 256 * 1024 * 1024
 """Of captured output, per application."""

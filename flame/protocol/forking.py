@@ -20,7 +20,7 @@ from typing import Any, Final, TypeAlias
 
 from flame.errors import MalformedMessage
 from flame.protocol.codec import VERSION, pack, unpack
-from flame.protocol.messages import Assignment
+from flame.protocol.supervision import Assignment
 
 COMMON_DATA_BYTES: Final = 64 * 1024
 """An assignment with more data of its session doesn't go with an order: a datagram must fit in the smallest usual
@@ -142,9 +142,9 @@ def decode_for_manager(data: bytes) -> ToManager | None:
     fields = unpack(data)
     kind = fields.get("kind")
     if kind == "forked":
-        return Forked(_text(fields, "executor"), _number(fields, "pid"))
+        return Forked(_text(fields, "executor"), _pid(fields))
     if kind == "ended":
-        return Ended(_text(fields, "executor"), _number(fields, "pid"), _number(fields, "status"))
+        return Ended(_text(fields, "executor"), _pid(fields), _number(fields, "status"))
     return NotForked(_text(fields, "executor"), _text(fields, "reason")) if kind == "not forked" else None
 
 
@@ -173,6 +173,14 @@ def _number(fields: dict[str, Any], key: str) -> int:
     if type(value) is not int:
         raise MalformedMessage(f"{key}: expected a number, got {type(value).__name__}")
     return value
+
+
+def _pid(fields: dict[str, Any]) -> int:
+    """Read the number of a process that may be signalled: to the system smaller ones are many processes, or all."""
+    pid = _number(fields, "pid")
+    if pid <= 1:
+        raise MalformedMessage(f"pid: expected that of a process, got {pid}")
+    return pid
 
 
 def _environment(value: object) -> dict[str, str | None]:

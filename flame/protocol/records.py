@@ -344,6 +344,10 @@ class NodeRecord(Record):
     """Rises with every heartbeat, so that a reader sees it change."""
     stopping: bool = False
     """The manager is leaving: nothing new is placed there."""
+    application: str = ""
+    """The one application that is served there, by a process that somebody has started by hand; empty: any is."""
+    max_executors: int = 0
+    """With ``application``: so many executors at most, whatever they ask for; 0: no limit."""
 
 
 class BindingRecord(Record):
@@ -356,7 +360,7 @@ class BindingRecord(Record):
     epoch: int
     consumer: str
     fence: int = 0
-    """See `flame.protocol.messages.Assignment`."""
+    """See `flame.protocol.supervision.Assignment`."""
     ack_wait_s: float = defaults.ACK_WAIT_S
     """For how long its consumer's deliveries are good after their last extension."""
     leave: bool = False

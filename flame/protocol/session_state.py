@@ -7,7 +7,8 @@ from enum import StrEnum
 from typing import Any, Final
 
 from flame.errors import MalformedMessage
-from flame.protocol.codec import VERSION, pack, peek, unpack
+from flame.protocol.codec import VERSION, pack, peek
+from flame.protocol.fields import frame
 from flame.protocol.messages import TaskFault
 
 REQUEST: Final = "state"
@@ -50,9 +51,7 @@ class StateRequest:
     @classmethod
     def decode(cls, data: bytes) -> StateRequest:
         """Read one; raise `MalformedMessage` if it is none."""
-        fields = unpack(data)
-        if fields.get("kind") != REQUEST:
-            raise MalformedMessage(f"expected a {REQUEST}, got {fields.get('kind')!r}")
+        fields = frame(data, REQUEST)
         try:
             verb = StateVerb(str(fields.get("verb")))
         except ValueError:
@@ -91,9 +90,7 @@ class StateAnswer:
     @classmethod
     def decode(cls, data: bytes) -> StateAnswer:
         """Read one; raise `MalformedMessage` if it is none."""
-        fields = unpack(data)
-        if fields.get("kind") != ANSWER:
-            raise MalformedMessage(f"expected a {ANSWER}, got {fields.get('kind')!r}")
+        fields = frame(data, ANSWER)
         value, revision, keys = fields.get("value"), fields.get("revision", 0), fields.get("keys", ())
         if (
             not (value is None or type(value) is bytes)

@@ -30,6 +30,11 @@ def check_token(what: str, value: object, limit: int = MAX_TOKEN) -> str:
     )
 
 
+def is_token(text: str) -> bool:
+    """Whether a text can be one token of a subject."""
+    return _TOKEN.fullmatch(text) is not None
+
+
 def check_application(value: object) -> str:
     """Return ``value`` if it is a legal application name, otherwise raise `InvalidName`."""
     return check_token("application", value, MAX_APPLICATION)
@@ -68,6 +73,27 @@ def chunk(application: str, session: str, task_id: str) -> str:
     return f"flame.chunk.{application}.{session}.{task_id}"
 
 
+IN: Final = "in"
+"""The side of a session's large values that is inputs and common data: they go with the session."""
+OUT: Final = "out"
+"""The side that is outputs: they are kept as long as results."""
+
+
+def blob(application: str, session: str, side: str, value: str, part: int | str) -> str:
+    """Where one part of a large value is stored, numbered from 0; ``side`` is `IN` or `OUT`."""
+    return f"flame.blob.{application}.{session}.{side}.{value}.{part}"
+
+
+def session_blobs(application: str, session: str, side: str) -> str:
+    """All parts of a session's large values of one side."""
+    return f"flame.blob.{application}.{session}.{side}.*.*"
+
+
+def all_blobs(application: str) -> str:
+    """All parts of an application's large values."""
+    return f"flame.blob.{application}.*.*.*.*"
+
+
 def session_tasks(application: str, session: str) -> str:
     """All waiting tasks of a session."""
     return f"flame.task.{application}.{session}.*"
@@ -99,6 +125,12 @@ def parse_task(subject: str) -> TaskAddress:
 def stored_session(subject: str) -> str:
     """Return the session of a task that is stored, legal or not: whatever a client wrote there must be got rid of."""
     return subject.split(".")[3]
+
+
+def stored_value(subject: str) -> tuple[str, str]:
+    """Return the session of a part of a large value, and the value's id."""
+    parts = subject.split(".")
+    return parts[3], parts[5]
 
 
 def parse_result(subject: str) -> TaskAddress:
@@ -147,7 +179,7 @@ def all_task_events() -> str:
 
 
 def control(application: str, session: str) -> str:
-    """To a session's executors and their managers: report now, stop tasks; see `flame.protocol.messages.Control`."""
+    """To a session's executors and their managers: report now, stop tasks; see `flame.protocol.supervision.Control`."""
     return f"flame.control.{application}.{session}"
 
 
@@ -206,6 +238,11 @@ def chunk_stream(application: str) -> str:
     return f"flame-chunk-{application}"
 
 
+def blob_stream(application: str) -> str:
+    """The stream that holds the parts of an application's large values."""
+    return f"flame-blob-{application}"
+
+
 def log_stream(application: str) -> str:
     """The stream that holds what an application's services wrote."""
     return f"flame-log-{application}"
@@ -254,6 +291,19 @@ def task_key(task_subject: str) -> str:
 def common_data_key(session: str, version: str) -> str:
     """The key of one version of a session's common data; the session's record names the one in force."""
     return f"{session}.{version}"
+
+
+_REFERENCE: Final = ".ref"
+
+
+def common_data_ref_key(application: str, token: str) -> str:
+    """The key of a reference to a session's common data, where that is too large for the bucket."""
+    return common_data_key(application, token) + _REFERENCE
+
+
+def is_reference(key: str) -> bool:
+    """Whether a key of common data is that of a reference."""
+    return key.endswith(_REFERENCE)
 
 
 def credentials_key(application: str, token: str) -> str:

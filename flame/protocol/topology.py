@@ -39,6 +39,8 @@ class StreamSpec:
     """Any replica may answer reads."""
     republish: tuple[str, str] | None = None
     """What is stored on the first subject is announced on the second."""
+    message_ttl: bool = False
+    """A message may be given a time to live of its own. Can't be taken back."""
     replicas: int = 1
 
 
@@ -125,11 +127,30 @@ def chunk_stream(application: str, replicas: int = 1) -> StreamSpec:
     )
 
 
+def blob_stream(application: str, replicas: int = 1) -> StreamSpec:
+    """Return the stream of the parts of an application's large values; the control API creates it.
+
+    No age limits it: an input lives as long as its task waits. What a session was given is removed when it has
+    settled, outputs have a time to live. Nothing is dropped to make room: a part that is missing makes the value
+    worthless. A part that is stored twice, since its acknowledgement was lost, is refused and there.
+    """
+    return StreamSpec(
+        name=subjects.blob_stream(application),
+        subjects=(subjects.all_blobs(application),),
+        one_per_subject=True,
+        refuse_when_full=True,
+        direct=True,
+        message_ttl=True,
+        replicas=replicas,
+    )
+
+
 def application_streams(application: str, replicas: int = 1) -> tuple[StreamSpec, ...]:
     """Return every stream of an application, in the order of creation: nothing may be asked before it can be kept."""
     return (
         log_stream(application, replicas),
         chunk_stream(application, replicas),
+        blob_stream(application, replicas),
         result_stream(application, replicas),
         task_stream(application, replicas),
     )

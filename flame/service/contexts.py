@@ -119,6 +119,21 @@ class TaskContext:
         """
         self._told("progress").of(self).progress(done, total, message)
 
+    async def output_of(self, task_id: str) -> bytes:
+        """Return what another task of this session has returned: a task may be given the id of one instead of a value.
+
+        It must have succeeded before: nothing waits for a task here, since that one might wait for this executor. No
+        task of another session is found.
+
+        Raises:
+            TaskNotFound: There is no such task, it has not ended, or its result has aged out.
+            TaskFailed: It failed; `TaskCancelled`, `TaskExpired` or `TaskTimeout` likewise.
+            ValueGone: Its large output is not kept any more.
+            InvalidName: ``task_id`` can be no id.
+            BrokerUnavailable: It could not be read within 30 s.
+        """
+        return await self._told("output_of").output_of(task_id)
+
     def _told(self, what: str) -> Outlet | RunOutlet:
         if self.outlet is None:
             raise TaskEnded(f"{what}: task {self.task_id} does not run in an executor")

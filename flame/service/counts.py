@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from flame.protocol.messages import ExecutorReport
 from flame.protocol.states import TaskState
+from flame.protocol.supervision import ExecutorReport
 
 
 class Counts:

@@ -15,6 +15,8 @@ NODE: Final = "FLAME_NODE"
 EXECUTOR: Final = "FLAME_EXECUTOR"
 LIFETIME_FD: Final = "FLAME_LIFETIME_FD"
 TEMPLATE: Final = "FLAME_TEMPLATE"
+APPLICATION: Final = "FLAME_APPLICATION"
+"""Of a process that no manager has started: what it is to be attached for."""
 DESCRIBE: Final = "FLAME_DESCRIBE"
 """Names a file into which the service is to be described, and nothing else to be done."""
 
@@ -38,7 +40,8 @@ class ExecutorEnvironment:
         if missing:
             raise ConfigurationError(
                 f"flame.run: {', '.join(missing)} not set: a service is started by an executor manager."
-                " Register it with `flmctl register -f FILE` and open a session of it"
+                " Register it with `flmctl register -f FILE` and open a session of it."
+                f" To attach this process, set {APPLICATION} to the name under which it is registered"
             )
         lifetime = variables.get(LIFETIME_FD, "")
         return cls(

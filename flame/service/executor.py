@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -13,8 +14,9 @@ from flame.credentials import check_secrets, texts_to_hide
 from flame.errors import ConfigurationError
 from flame.logs import get_logger
 from flame.protocol.codes import ErrorCode
-from flame.protocol.messages import LEAVE, Assignment, ExecutorReport, Orders, TaskFault
+from flame.protocol.messages import TaskFault
 from flame.protocol.states import EXECUTOR, ExecutorEvent
+from flame.protocol.supervision import LEAVE, Assignment, ExecutorReport, Orders
 from flame.service.contexts import SessionContext
 from flame.service.environment import EXECUTOR as EXECUTOR_VARIABLE
 from flame.service.environment import ExecutorEnvironment
@@ -23,6 +25,7 @@ from flame.service.renewal import Renewal
 from flame.service.reports import Reporter
 from flame.service.state import State
 from flame.service.tasks import TaskRunner
+from flame.service.values import load
 
 log = get_logger("flame.executor")
 
@@ -48,6 +51,18 @@ class Executor:
         self._hidden: tuple[str, ...] = ()
         """The session's secrets, which are to be in no text that others may read."""
         self._reporter = Reporter(broker, environment.node, environment.executor, self._snapshot)
+        self.on_session: Callable[[Assignment], None] = _do_nothing
+        """Called when it has its session, before it enters that."""
+
+    @property
+    def serves(self) -> bool:
+        """Whether it has entered its session."""
+        return self._runner is not None
+
+    @property
+    def fault(self) -> TaskFault | None:
+        """What the service raised when it was to enter its session, or to leave it."""
+        return self._fault
 
     async def serve(self, assignment: Assignment | None = None) -> int:
         """Live until the session has ended, or there is none to serve; return the exit status.
@@ -62,7 +77,8 @@ class Executor:
             if orders.executor:
                 self._become(orders.executor, orders.folder)
         log.info("entering", session=assignment.session, executor=self._environment.executor)
-        handlers = Handlers(self._service, assignment.concurrency)
+        self.on_session(assignment)
+        handlers = Handlers(self._service)
         try:
             self._advance(ExecutorEvent.ASSIGN)
             if not await self._enter(handlers, assignment):
@@ -86,9 +102,9 @@ class Executor:
 
     async def _enter(self, handlers: Handlers, assignment: Assignment) -> bool:
         """Run ``on_session_enter``; a failure is reported, and the manager tries elsewhere."""
-        context = self._context = self._make_context(assignment)
-        self._hidden = texts_to_hide(context.credentials, context.delegations)
         try:
+            context = self._context = await self._make_context(assignment)
+            self._hidden = texts_to_hide(context.credentials, context.delegations)
             if self._started == FORKED:
                 handlers.on_fork()
             await handlers.enter(context)
@@ -99,11 +115,14 @@ class Executor:
         self._advance(ExecutorEvent.ENTERED)
         return True
 
-    def _make_context(self, assignment: Assignment) -> SessionContext:
+    async def _make_context(self, assignment: Assignment) -> SessionContext:
+        data, ref = assignment.common_data, assignment.common_data_ref
+        if ref is not None:
+            data = await load(self._broker, assignment, ref)
         return SessionContext(
             assignment.session,
             assignment.application,
-            assignment.common_data,
+            data,
             assignment.common_data_version,
             check_secrets("credentials", assignment.credentials),
             check_secrets("delegations", assignment.delegations),
@@ -121,7 +140,9 @@ class Executor:
 
     async def _serve_tasks(self, handlers: Handlers, assignment: Assignment) -> None:
         assert self._context is not None
-        renewal = Renewal(assignment, self._context, handlers.common_data_updated)
+        renewal = Renewal(
+            assignment, self._context, handlers.common_data_updated, partial(load, self._broker, assignment)
+        )
         renewal.on_ask = self._reporter.wake_now
         executor = self._environment.executor
         runner = self._runner = TaskRunner(self._broker, assignment, executor, handlers, self._context, renewal)
@@ -168,6 +189,10 @@ class Executor:
     def _snapshot(self) -> ExecutorReport:
         report = ExecutorReport(self._state, os.getpid(), self._fault, started=self._started)
         return report if self._runner is None else self._runner.fill(report)
+
+
+def _do_nothing(_: Assignment) -> None:
+    """Be what is called where nobody wants to know."""
 
 
 def check_service(service: object) -> None:

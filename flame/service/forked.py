@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from types import FrameType
 from typing import Any, Final, NoReturn, TextIO
 
+from flame.cancel import end_tasks
 from flame.protocol.forking import ForkOrder, decode_for_template
 from flame.service import sockets
 
@@ -103,11 +104,10 @@ async def _alone(serve: Callable[[], Coroutine[Any, Any, int]]) -> int:
         return await serve()
     finally:
         others = asyncio.all_tasks() - {asyncio.current_task()}
+        await end_tasks(others)
         for task in others:
-            task.cancel()
-        for outcome in await asyncio.gather(*others, return_exceptions=True):
-            if isinstance(outcome, Exception):
-                traceback.print_exception(outcome)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                traceback.print_exception(error)
         await asyncio.get_running_loop().shutdown_asyncgens()
 
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
-import functools
 import inspect
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from flame.credentials import HIDDEN, hide
@@ -18,6 +14,7 @@ from flame.protocol.codes import ErrorCode
 from flame.protocol.messages import TaskFault
 from flame.service.contexts import FlameService, TaskContext
 from flame.service.generators import emitting
+from flame.service.threads import Threads
 
 Handler = Callable[..., Awaitable[Any]]
 
@@ -25,10 +22,9 @@ Handler = Callable[..., Awaitable[Any]]
 class Handlers:
     """A service's methods as coroutines: ``async`` ones as they are, others in a thread of their own."""
 
-    def __init__(self, service: object, concurrency: int) -> None:
+    def __init__(self, service: object) -> None:
         """Take the methods of an instance."""
-        self._concurrency = concurrency
-        self._threads: ThreadPoolExecutor | None = None
+        self._threads = Threads()
         self.on_fork: Callable[[], object] = getattr(service, "on_fork", _nothing_at_once)
         self.enter = self._coroutine(service, "on_session_enter")
         self.invoke = self._coroutine(service, "on_task_invoke", self._in_thread_to_its_end)
@@ -37,8 +33,7 @@ class Handlers:
 
     def close(self) -> None:
         """Let go of the threads; one that still runs user code is not waited for."""
-        if self._threads is not None:
-            self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
 
     def _coroutine(
         self, service: object, name: str, in_thread: Callable[[Callable[..., Any]], Handler] | None = None
@@ -62,7 +57,7 @@ class Handlers:
 
     def _in_thread(self, method: Callable[..., Any]) -> Handler:
         async def call(*arguments: object) -> Any:
-            result = await self._begin(method, *arguments)
+            result = await self._threads.begin(method, *arguments)
             return await result if inspect.isawaitable(result) else result
 
         return call
@@ -71,38 +66,10 @@ class Handlers:
         """Do the same for tasks: of one that is stopped, the thread is waited for. No other task may run beside it."""
 
         async def call(context: TaskContext) -> Any:
-            running = self._begin(method, context)
-            try:
-                result = await asyncio.shield(running)
-            except asyncio.CancelledError:
-                if context.cancelled:
-                    await _ended(running)
-                raise
+            result = await self._threads.to_end(lambda: context.cancelled, method, context)
             return await result if inspect.isawaitable(result) else result
 
         return call
-
-    def _begin(self, method: Callable[..., Any], *arguments: object) -> asyncio.Future[Any]:
-        """Call a method in a thread."""
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(self._concurrency, thread_name_prefix="flame-service")
-        call = functools.partial(contextvars.copy_context().run, _call, method, *arguments)
-        return asyncio.get_running_loop().run_in_executor(self._threads, call)
-
-
-def _call(method: Callable[..., Any], *arguments: object) -> Any:
-    """Call a method that is not ``async`` in a thread."""
-    try:
-        return method(*arguments)
-    except StopIteration as error:  # no future can hold it: whoever waited would wait for ever
-        raise RuntimeError(f"{method.__name__} raised StopIteration") from error
-
-
-async def _ended(running: asyncio.Future[Any]) -> None:
-    """Wait for a thread whose outcome counts for nothing."""
-    await asyncio.wait((running,))
-    if not running.cancelled() and running.exception() is None and inspect.iscoroutine(running.result()):
-        running.result().close()  # it is never to be begun
 
 
 _EMPTY = (FlameService.on_session_enter, FlameService.on_session_leave, FlameService.on_common_data_update)
@@ -159,7 +126,9 @@ def _drop_own_frames(frames: traceback.TracebackException) -> None:
 
 
 _FOLDER = __file__.rpartition("handlers.py")[0]
-_CALLERS = {f"{_FOLDER}{name}.py" for name in ("executor", "generators", "handlers", "runs", "typed")}
+_CALLERS = {
+    f"{_FOLDER}{name}.py" for name in ("executor", "functions", "generators", "handlers", "runs", "threads", "typed")
+}
 _LIMIT = 16 * 1024
 _ENVELOPE_BYTES = 4 * 1024
 """What a failed task's record needs besides the texts and details of its error, generously."""

@@ -12,7 +12,8 @@ from flame.broker.seam import Broker, Delivery, Entry
 from flame.errors import FlameError, MalformedMessage
 from flame.logs import get_logger
 from flame.protocol import defaults, subjects
-from flame.protocol.messages import Assignment, Attempts
+from flame.protocol.messages import Attempts
+from flame.protocol.supervision import Assignment
 from flame.service.holdings import Holdings
 
 log = get_logger("flame.executor")

@@ -12,7 +12,7 @@ from flame.errors import BrokerUnavailable, ConfigurationError
 from flame.ledger import Ledger
 from flame.logs import get_logger
 from flame.protocol import defaults, subjects
-from flame.protocol.messages import Assignment
+from flame.protocol.supervision import Assignment
 from flame.service.leases import Leases
 
 log = get_logger("flame.executor")

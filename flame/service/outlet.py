@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 from flame.broker.seam import Broker
 from flame.errors import TaskEnded
 from flame.protocol import subjects
-from flame.protocol.messages import Assignment
 from flame.protocol.progress import check_progress
+from flame.protocol.supervision import Assignment
 from flame.service.chunks import ChunkWriter, chunk_bytes
+from flame.service.outputs import output_of
 from flame.service.progress import ProgressTeller, progress_of
 from flame.service.running import Run
 
@@ -33,6 +34,10 @@ class Outlet:
         self._runs = runs
         self._opening = threading.Lock()
 
+    async def output_of(self, task_id: str) -> bytes:
+        """See `TaskContext.output_of`."""
+        return await output_of(self.broker, self.assignment, task_id)
+
     def of(self, context: TaskContext) -> RunOutlet:
         """Return the one of a context's run. Raises `TaskEnded`."""
         with self._opening:  # two threads of a handler may come at once
@@ -52,6 +57,7 @@ class RunOutlet:
         """Made when the run uses it first, in any thread."""
         self._outlet = outlet
         self._run = run
+        self.output_of = outlet.output_of
         application, session = outlet.assignment.application, outlet.assignment.session
         self._chunks = ChunkWriter(outlet.broker, subjects.chunk(application, session, run.task), run)
         event = subjects.event(application, session, run.task, "progress")

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Final
 
 from flame.broker.errors import Duplicate, StreamMissing
 from flame.broker.seam import Broker, Delivery
-from flame.errors import FlameError, InvalidArgument
+from flame.errors import FlameError
 from flame.logs import get_logger
 from flame.protocol import defaults, subjects
-from flame.protocol.codes import ErrorCode
-from flame.protocol.messages import Assignment, ResultRecord, TaskFault
+from flame.protocol.messages import ResultRecord, TaskFault
 from flame.protocol.states import TaskState
+from flame.protocol.supervision import Assignment
 from flame.service.bell import Bell
 from flame.service.counts import Counts
 from flame.service.holdings import Holdings
+from flame.service.values import store_output
 
 log = get_logger("flame.executor")
 
@@ -40,6 +42,7 @@ class Recorder:
     ) -> None:
         """Store what ``executor`` makes; ``spawn`` is called with what goes on by itself."""
         self._broker = broker
+        self._assignment = assignment
         self._executor = executor
         self._holdings = holdings
         self._bell = bell
@@ -55,6 +58,8 @@ class Recorder:
         """Of the delivery that was finished last."""
         self.on_end: Callable[[], None] = lambda: None
         """Called when a record is stored, or never will be by this executor."""
+        self.on_delay: Callable[[float], None] = lambda _seconds: None
+        """Called with how long a large output took, during which nothing else could be run in its place."""
 
     def give_up(self) -> None:
         """Repeat nothing from now on: what could not be stored is another's to run."""
@@ -63,9 +68,10 @@ class Recorder:
     async def store(self, delivery: Delivery, record: ResultRecord) -> None:
         """Begin to store a task's record, as this executor's."""
         record.executor = self._executor
-        data = record.encode()
-        if len(data) > defaults.INLINE_LIMIT_BYTES:
-            data = _too_large(record, len(data)).encode()
+        large = len(record.output) > defaults.INLINE_LIMIT_BYTES
+        data = b"" if large else record.encode()
+        if large or len(data) > defaults.INLINE_LIMIT_BYTES:
+            data = await self._in_parts(delivery, record)
         while self.unstored >= UNSTORED:
             await self._bell.wait()
         self.unstored += 1
@@ -75,6 +81,22 @@ class Recorder:
             await self._broker.store_then(subject, data, STORE_TIMEOUT_S, on_done, delivery.handle)
         except FlameError as error:
             on_done(0, error)
+
+    async def _in_parts(self, delivery: Delivery, record: ResultRecord) -> bytes:
+        """Store an output that is too large for a record, and return the record that refers to it, or says why not."""
+        began = time.monotonic()
+        self._holdings.start(delivery.handle, began, 0.0)  # its time limit was for the run, which is over
+        self.unstored += 1
+        try:
+            await store_output(self._broker, self._assignment, record)
+        except FlameError as error:
+            text = f"its output can't be stored: {error}"
+            record.error = TaskFault(error.code, text, type(error).__qualname__)
+            record.state, record.output = TaskState.FAILED, b""
+        finally:
+            self.unstored -= 1
+        self.on_delay(time.monotonic() - began)
+        return record.encode()
 
     def _on_stored(
         self, delivery: Delivery, state: TaskState, data: bytes, number: int, sequence: int, error: FlameError | None
@@ -139,14 +161,3 @@ class Recorder:
     def _note_refusal(self, delivery: Delivery, error: FlameError) -> None:
         if isinstance(error, StreamMissing):
             log.warning("a record has no stream any more", task=delivery.subject)
-
-
-def _too_large(record: ResultRecord, size: int) -> ResultRecord:
-    """Make a record that says that its own output is too large."""
-    record.error = TaskFault(
-        ErrorCode.PAYLOAD_TOO_LARGE,
-        f"output of {len(record.output)} bytes: with its envelope {size}, the limit is {defaults.INLINE_LIMIT_BYTES}",
-        InvalidArgument.__qualname__,
-    )
-    record.state, record.output = TaskState.FAILED, b""
-    return record

@@ -13,7 +13,7 @@ from flame.cancel import end_task
 from flame.errors import BrokerUnavailable, MalformedMessage
 from flame.logs import get_logger
 from flame.protocol import subjects
-from flame.protocol.messages import LEAVE, WAIT, Control, ExecutorReport, Orders
+from flame.protocol.supervision import LEAVE, WAIT, Control, ExecutorReport, Orders
 
 log = get_logger("flame.executor")
 

@@ -15,7 +15,7 @@ from typing import Final, NoReturn
 from flame.broker.jetstream import connect
 from flame.broker.seam import Broker
 from flame.ledger import barrier_register
-from flame.protocol.messages import Assignment
+from flame.protocol.supervision import Assignment
 from flame.service import environment as names
 from flame.service.describing import describe
 from flame.service.environment import ExecutorEnvironment
@@ -29,10 +29,17 @@ ORPHAN_GRACE_S: Final = 3.0
 """How long a process outlives the cluster that it belongs to: its manager ends it in order if it can."""
 
 
-async def run(service: object) -> None:
+async def run(service: object, *, application: str | None = None) -> None:
     """Serve one session with ``service``, an instance of a `FlameService`, and return when that has ended.
 
     For the main program of a service: ``asyncio.run(flame.run(MyAgent()))``. An executor manager starts it.
+
+    Started by hand, in a terminal or a debugger, it joins the cluster that `flame.connect` would find as an executor of
+    ``application``, or of what ``FLAME_APPLICATION`` names, which must be registered: the next session of that which
+    needs an executor gets this process, and is served here until it ends. A debugger may stop the process for as long
+    as it takes. What happens is said on standard error. Ctrl-C and SIGTERM leave: a task that runs has 10 s to finish,
+    and what is left is run elsewhere; a second one ends the process at once. Where a manager has started the process
+    ``application`` means nothing.
 
     Where that is safe, this process becomes a *template* instead: it stays here, and each session is served by a fork
     of it, with ``service`` as it is now. So what a program does before this call is done once for all sessions;
@@ -41,13 +48,25 @@ async def run(service: object) -> None:
     `atexit` there. See `FlameService.on_fork`, and ``fresh_process`` of an application, which rules templates out.
 
     Raises:
-        ConfigurationError: The process was not started by an executor manager, or ``service`` is no service.
+        ConfigurationError: ``service`` is no service; or the process was started by hand, and there is no
+            ``application``, the cluster's address is malformed, or the programs of Flame are not installed here.
+        InvalidName, ApplicationNotFound, ApplicationDisabled: ``application`` can't be served.
         BrokerUnavailable: The broker can't be reached.
+        SchedulerUnavailable: Started by hand: no scheduler answers.
+        Unavailable: Started by hand: the program that looks after this process there has ended.
         SystemExit: The session could not be entered or left in order; the manager knows why.
     """
     check_service(service)
     if names.DESCRIBE in os.environ:
         describe(service, os.environ[names.DESCRIBE])
+        return
+    application = application or os.environ.get(names.APPLICATION)
+    if application and names.EXECUTOR not in os.environ:
+        from flame.service.attach import attach  # noqa: PLC0415  # most executors are started by their managers
+
+        status = await attach(service, application)
+        if status:
+            sys.exit(status)
         return
     environment = ExecutorEnvironment.read()
     started = ""

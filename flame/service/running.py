@@ -12,7 +12,8 @@ from typing import Any, Final
 from flame.broker.seam import Broker
 from flame.errors import BrokerUnavailable
 from flame.protocol import defaults, subjects
-from flame.protocol.messages import Assignment, RunningEvent
+from flame.protocol.messages import RunningEvent
+from flame.protocol.supervision import Assignment
 from flame.service.contexts import TaskContext
 from flame.service.history import History
 from flame.service.holdings import Holdings

@@ -11,11 +11,13 @@ from typing import Any, cast
 
 from flame.broker.seam import Broker, Delivery
 from flame.credentials import check_secrets, texts_to_hide
-from flame.errors import MalformedMessage, TaskTimeout
+from flame.errors import FlameError, MalformedMessage, TaskTimeout
 from flame.protocol import defaults, subjects
 from flame.protocol.codes import ErrorCode
-from flame.protocol.messages import Assignment, ResultRecord, TaskFault, TaskMessage, TaskOptions
+from flame.protocol.messages import ResultRecord, TaskFault, TaskMessage, TaskOptions
 from flame.protocol.states import TaskState
+from flame.protocol.supervision import Assignment
+from flame.protocol.values import ValueRef
 from flame.service.contexts import SessionContext, TaskContext, output_bytes
 from flame.service.handlers import Handlers, fault_of
 from flame.service.history import History
@@ -25,6 +27,7 @@ from flame.service.prefetch import ServiceTime
 from flame.service.recorder import Recorder
 from flame.service.running import Run, Running, Stop
 from flame.service.terms import Terms, may_retry, retry_pause_s
+from flame.service.values import load_while
 
 
 class Runs:
@@ -35,6 +38,7 @@ class Runs:
         recorder: Recorder, context: SessionContext,
     ) -> None:  # fmt: skip
         """Run deliveries out of ``holdings`` with a service's handlers, and have their records stored."""
+        self._broker = broker
         self._session = context
         self._hidden = texts_to_hide(context.credentials, context.delegations)
         self._assignment = assignment
@@ -58,6 +62,7 @@ class Runs:
         self.on_behind: Callable[[Delivery, int], None] = lambda _delivery, _version: None
         """Called with a delivery that wants newer common data, and is to come again when that was asked for."""
         self.service_time = ServiceTime()
+        recorder.on_delay = self.service_time.note
         self.on_end: Callable[[], None] = lambda: None
         """Called when a delivery was let go of without a record."""
 
@@ -87,6 +92,7 @@ class Runs:
             or message.again
             or terms.timed
             or self.running.cancelled
+            or message.input_ref is not None
         ) and not await self._admit(run, delivery, terms, message):
             return
         if not self._start(run, handle, terms):
@@ -147,7 +153,29 @@ class Runs:
             text = f"it was not started within {terms.expires_s:g} s"
             await self._refuse(delivery, TaskFault(ErrorCode.TASK_EXPIRED, text))
             return False
-        return True
+        return message.input_ref is None or await self._load_input(run, delivery, message, message.input_ref)
+
+    async def _load_input(self, run: Run, delivery: Delivery, message: TaskMessage, ref: ValueRef) -> bool:
+        """Get a large input before the run begins; ``False``: it must not, and was dealt with."""
+        handle, began = delivery.handle, time.monotonic()
+
+        def wanted() -> bool:
+            return run.stop is None and self._holdings.certain(handle, time.monotonic())
+
+        try:
+            data = await load_while(self._broker, self._assignment, ref, wanted)
+        except FlameError as error:
+            fault = TaskFault(error.code, f"its input can't be read: {error}", type(error).__qualname__)
+            await self._refuse(delivery, fault, run.attempt - 1)
+            return False
+        self.service_time.note(time.monotonic() - began)  # it delays whatever is taken with it
+        if data is not None:
+            message.input = data
+        elif run.stop is None:
+            self.let_go(handle)
+        else:
+            await self._drop(run, handle)
+        return data is not None
 
     def _start(self, run: Run, handle: str, terms: Terms) -> bool:
         """Say in the ledger that a run begins; ``False``: it must not."""

@@ -14,7 +14,7 @@ from flame.cancel import end_tasks
 from flame.errors import BrokerUnavailable, FlameError
 from flame.logs import get_logger
 from flame.protocol import defaults
-from flame.protocol.messages import Assignment, ExecutorReport
+from flame.protocol.supervision import Assignment, ExecutorReport
 from flame.service.bell import Bell
 from flame.service.contexts import SessionContext
 from flame.service.handlers import Handlers

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from flame.protocol import defaults
 from flame.protocol.codes import ErrorCode
-from flame.protocol.messages import Assignment, TaskFault, TaskOptions
+from flame.protocol.messages import TaskFault, TaskOptions
+from flame.protocol.supervision import Assignment
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
 from contextlib import aclosing, closing, suppress
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ class _Held:
     common: Any = None
 
 
-class _Typed(FlameService):
+class _Typed(FlameService, ABC):
     """What both kinds of typed services do between bytes and values."""
 
     _sessions: dict[str, _Held]
@@ -86,8 +87,9 @@ class _Typed(FlameService):
         made._sessions = {}
         return made
 
+    @abstractmethod
     def _handler(self) -> _Handler:
-        raise NotImplementedError
+        """Return what reads an input and writes an output."""
 
     def _enter_handler(self) -> _Handler | None:
         return None

@@ -23,24 +23,33 @@ from __future__ import annotations
 
 from flame.sync.api import close_session, create_session, open_session, register_application
 from flame.sync.background import close
+from flame.sync.calls import FunctionCall, FunctionSession, Instance, RemoteFunction, functions
 from flame.sync.chunks import ChunkStream
 from flame.sync.connection import Connection, connect
 from flame.sync.iterators import BlockingIterator
 from flame.sync.session import Session
 from flame.sync.task import TaskHandle
 from flame.sync.typed import TypedSession
+from flame.sync.typed_task import TypedHandle, TypedStream
 
 __all__ = [
     "BlockingIterator",
     "ChunkStream",
     "Connection",
+    "FunctionCall",
+    "FunctionSession",
+    "Instance",
+    "RemoteFunction",
     "Session",
     "TaskHandle",
+    "TypedHandle",
     "TypedSession",
+    "TypedStream",
     "close",
     "close_session",
     "connect",
     "create_session",
+    "functions",
     "open_session",
     "register_application",
 ]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from flame.cancel import end_tasks
 from flame.errors import BrokerUnavailable, FlameError, WrongThread
@@ -18,7 +18,6 @@ from flame.sync.callbacks import Callbacks
 
 if TYPE_CHECKING:
     from flame.client.connection import Connection
-    from flame.sync.task import TaskHandle
 
 T = TypeVar("T")
 
@@ -31,6 +30,16 @@ CALLBACK_S: Final = 2.0
 _NOT_THERE: Final = object()
 
 
+class Outstanding(Protocol):
+    """A future that is waited for."""
+
+    def lose(self, error: FlameError) -> None:
+        """End it: nothing more can be learned."""
+
+    def lose_by_fork(self, error: FlameError) -> None:
+        """End it in a process that was forked."""
+
+
 class Background:
     """A thread with an event loop, in which everything of the synchronous API happens."""
 
@@ -38,7 +47,7 @@ class Background:
         """Start it, and return when the loop runs."""
         self.callbacks = Callbacks()
         """Where the program's own functions are called."""
-        self.outstanding: set[TaskHandle] = set()
+        self.outstanding: set[Outstanding] = set()
         """Tasks whose ends have not been heard of."""
         self._calls: dict[Future[Any], asyncio.Task[Any] | None] = {}
         """What is waited for, and what works on it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Coroutine, Iterable, Mapping
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from flame.client.connection import Connection as AsyncConnection
 from flame.client.connection import connect as connect_async
@@ -22,6 +22,10 @@ from flame.protocol.states import CloseMode, SessionState, TaskState
 from flame.sync.background import Background, background
 from flame.sync.iterators import BlockingIterator
 from flame.sync.session import Session, listed
+
+if TYPE_CHECKING:
+    from flame.calls.session import FunctionOptions
+    from flame.sync.calls import FunctionSession
 
 T = TypeVar("T")
 
@@ -115,6 +119,12 @@ class Connection:
                 delegations=delegations,
             )
         )
+
+    def functions(self, **options: Unpack[FunctionOptions]) -> FunctionSession:
+        """Return a session whose tasks are calls of this program's own functions; see `flame.Connection.functions`."""
+        from flame.sync.calls import FunctionSession  # noqa: PLC0415  # for those who use it
+
+        return FunctionSession(self._background, self._connection.functions(**options))
 
     def open_session(self, session_id: str, spec: SessionSpec | None = None) -> Session:
         """Return an open session, created if ``spec`` says how; see `flame.Connection.open_session`."""

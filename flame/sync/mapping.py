@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Final
 
-from flame.client.mapping import Progress, total_of
+from flame.client.mapping import KeysAhead, Progress, total_of
 from flame.client.task import Task
 from flame.errors import InvalidArgument
 from flame.sync.background import Background
@@ -59,12 +59,13 @@ class Mapping(BlockingIterator[Task]):
     def __init__(
         self,
         background: Background,
-        run: Callable[[AsyncIterator[Input]], AsyncIterator[Task]],
+        run: Callable[..., AsyncIterator[Task]],
         inputs: Iterable[Input],
         in_flight: int,
         on_progress: Progress | None,
+        key: Callable[[Input], str | None] | None,
     ) -> None:
-        """Run inputs with what makes tasks of them, no more than ``in_flight`` at once."""
+        """Run inputs with what makes tasks of them and names those by ``key``, no more than ``in_flight`` at once."""
         try:
             self._inputs = iter(inputs)
         except TypeError:
@@ -78,7 +79,8 @@ class Mapping(BlockingIterator[Task]):
         self._done = 0
         self._total = total_of(inputs)
         self._on_progress = on_progress
-        super().__init__(background, lambda: run(feed))
+        keys = self._keys = None if key is None else KeysAhead(key)
+        super().__init__(background, lambda: run(feed, key=None if keys is None else keys.take))
 
     def next(self, timeout_s: float | None = None) -> Task:
         """Return the next finished task; see `BlockingIterator.next`. ``timeout_s`` does not limit what inputs take."""
@@ -103,14 +105,15 @@ class Mapping(BlockingIterator[Task]):
         if not self._more or self._given - self._pump.taken >= self._ahead:
             return False
         try:
-            data = next(self._inputs)
-        except StopIteration:
-            self._more = False
-            self._feed.put(_NO_MORE)
-            return False
+            data = next(self._inputs, _NO_MORE)
+            if self._keys is not None and not isinstance(data, _NoMore):
+                self._keys.note(data)
         except BaseException:
             self.close()  # the inputs' error is what the caller hears; nothing more will be taken
             raise
         self._feed.put(data)
+        if isinstance(data, _NoMore):
+            self._more = False
+            return False
         self._given += 1
         return True

@@ -8,6 +8,7 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, overload
 
+from flame.client.keyed import checked_keys
 from flame.client.session import Session as AsyncSession
 from flame.client.task import Task, TaskInformer
 from flame.client.watching import SessionEvent
@@ -128,15 +129,16 @@ class Session:
         informer: TaskInformer | None = None,
         *,
         options: TaskOptions | None = None,
+        keys: Iterable[str | None] | None = None,
     ) -> list[TaskHandle]:
         """Store many tasks and return their futures, in order, when all are stored; see `flame.Session.create_tasks`.
 
         All inputs are taken before the first is sent.
         """
-        everything = list(inputs)
+        everything, names = list(inputs), None if keys is None else checked_keys(keys)
 
         async def create() -> list[TaskHandle]:
-            handles = await self._session.create_tasks(everything, self._relay(informer), options=options)
+            handles = await self._session.create_tasks(everything, self._relay(informer), options=options, keys=names)
             return [TaskHandle(self._background, handle, informed=informer is not None) for handle in handles]
 
         return self._background.run(create())
@@ -151,12 +153,13 @@ class Session:
         cancel_on_exit: bool = True,
         on_progress: Callable[[int, int | None], None] | None = None,
         options: TaskOptions | None = None,
+        key: Callable[[bytes | str], str | None] | None = None,
     ) -> BlockingIterator[Task]:
         """Run a task for each input and yield the finished ones, in the inputs' order or as they finish.
 
         See `flame.Session.map`. Inputs are taken on the thread that asks for results, as it does, so that any number
-        of them needs little memory, and ``on_progress`` is called there. What iterating over them raises is raised
-        there, and ends it. To leave it early, use it as a context manager or call its ``close``.
+        of them needs little memory; ``on_progress`` and ``key`` are called there. What iterating over them raises is
+        raised there, and ends it. To leave it early, use it as a context manager or call its ``close``.
         """
         run = partial(
             self._session.map,
@@ -166,7 +169,7 @@ class Session:
             cancel_on_exit=cancel_on_exit,
             options=options,
         )
-        return Mapping(self._background, run, inputs, in_flight, on_progress)
+        return Mapping(self._background, run, inputs, in_flight, on_progress, key)
 
     def stream(self, input: bytes | str, *, options: TaskOptions | None = None, key: str | None = None) -> ChunkStream:
         """Run a task and iterate over what it emits, as it does; see `flame.Session.stream`."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable
 from typing import TYPE_CHECKING, Generic
 
-from flame.client.mapping import total_of
+from flame.client.mapping import KeysAhead, total_of
 from flame.client.task import Task, TaskInformer
-from flame.client.typed import TypedChunk, TypedTask, with_total
 from flame.client.typed import TypedSession as AsyncTypedSession
+from flame.client.typed import TypedTask, with_total
 from flame.protocol.messages import TaskOptions
-from flame.sync.task import TaskHandle
+from flame.sync.typed_task import TypedHandle, TypedStream
 from flame.typed.codec import I, O
 
 if TYPE_CHECKING:
@@ -62,26 +62,27 @@ class TypedSession(Generic[I, O]):
         *,
         options: TaskOptions | None = None,
         key: str | None = None,
-    ) -> TaskHandle:
-        """Store a task and return the future of its end: ``typed.read(handle.result()).output`` is its output's value.
-
-        See `flame.TypedSession.create_task`.
-        """
-        return self.session.create_task(self._typed.encode(input), informer, options=options, key=key)
+    ) -> TypedHandle[O]:
+        """Store a task and return the future of its end; see `flame.TypedSession.create_task`."""
+        handle = self.session.create_task(self._typed.encode(input), informer, options=options, key=key)
+        return TypedHandle(handle, self._typed)
 
     def create_tasks(
-        self, inputs: Iterable[I], informer: TaskInformer | None = None, *, options: TaskOptions | None = None
-    ) -> list[TaskHandle]:
+        self,
+        inputs: Iterable[I],
+        informer: TaskInformer | None = None,
+        *,
+        options: TaskOptions | None = None,
+        keys: Iterable[str | None] | None = None,
+    ) -> list[TypedHandle[O]]:
         """Store many tasks and return their futures, in order; see `flame.TypedSession.create_tasks`."""
-        return self.session.create_tasks([self._typed.encode(input) for input in inputs], informer, options=options)
+        encoded = [self._typed.encode(input) for input in inputs]
+        handles = self.session.create_tasks(encoded, informer, options=options, keys=keys)
+        return [TypedHandle(handle, self._typed) for handle in handles]
 
-    def stream(
-        self, input: I, *, options: TaskOptions | None = None, key: str | None = None
-    ) -> Generator[TypedChunk[O], None, None]:
+    def stream(self, input: I, *, options: TaskOptions | None = None, key: str | None = None) -> TypedStream[O]:
         """Run a task of a service that yields, and iterate over what it does; see `flame.TypedSession.stream`."""
-        with self.session.stream(self._typed.encode(input), options=options, key=key) as chunks:
-            for chunk in chunks:
-                yield self._typed.read_chunk(chunk, chunks)
+        return TypedStream(self.session.stream(self._typed.encode(input), options=options, key=key), self._typed)
 
     def map(
         self,
@@ -93,21 +94,24 @@ class TypedSession(Generic[I, O]):
         cancel_on_exit: bool = True,
         on_progress: Callable[[int, int | None], None] | None = None,
         options: TaskOptions | None = None,
+        key: Callable[[I], str | None] | None = None,
     ) -> Generator[TypedTask[O], None, None]:
         """Run a task for each input and yield the finished ones; see `flame.TypedSession.map`.
 
         To leave it early, call its ``close``, or put it into `contextlib.closing`.
         """
+        keys = None if key is None else KeysAhead(key)
         if on_progress is not None:
             on_progress = with_total(on_progress, total_of(inputs))
         with self.session.map(
-            map(self._typed.encode, inputs),
+            map(self._typed.encode, inputs if keys is None else map(keys.note, inputs)),
             ordered=ordered,
             in_flight=in_flight,
             raise_failed=raise_failed,
             cancel_on_exit=cancel_on_exit,
             on_progress=on_progress,
             options=options,
+            key=None if keys is None else keys.take,
         ) as tasks:
             for task in tasks:
                 yield self._typed.read(task).check() if raise_failed else self._typed.read(task)

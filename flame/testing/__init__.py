@@ -17,8 +17,9 @@ programs (`flame_services.testing`): it contains a scheduler. Nothing else of `f
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from flame.lazy import load_on_use
 
 if TYPE_CHECKING:
     from flame.broker.memory import Faults
@@ -39,17 +40,4 @@ _MODULE_OF = {
     "run_virtually": "flame.testing.clock",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Load a name when it is first used."""
-    module = _MODULE_OF.get(name)
-    if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(module), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    """List what there is, loaded or not."""
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = load_on_use(__name__, _MODULE_OF)

@@ -22,6 +22,7 @@ from typing import Any, Final, Self, TypeVar
 from unittest import mock
 
 from flame.errors import ConfigurationError
+from flame.service.threads import Threads
 
 T = TypeVar("T")
 
@@ -37,6 +38,8 @@ _LOOK_TURNS: Final = 16
 """A loop that doesn't wait looks this seldom for what comes from outside, unless something is expected."""
 _PATIENCE_S: Final = 1.0
 """How long something from outside the loop may take, in real time, where everything waits without a timer."""
+_BRIEF_S: Final = 0.05
+"""A thread that ends within this, in real time, takes no time at all: so the same seed takes the same course."""
 _SETTLING_TURNS: Final = 32
 """Turns that follow an `advance`, for what it has set off. A request and its answer take two."""
 
@@ -54,7 +57,7 @@ class VirtualClock:
 
     By itself time jumps only while nothing real is under way. While something runs in a thread (a service's method
     that is not ``async``, `asyncio.to_thread`) or the loop has a socket or a pipe open, time passes as usual;
-    `advance` jumps all the same.
+    `advance` jumps all the same. What ends in a thread within 50 ms takes no time.
 
     Example::
 
@@ -84,7 +87,10 @@ class VirtualClock:
         """To here time may jump, whatever is under way."""
         self._limit_at = 0.0
         self._turns = 0
-        self._threads = 0
+        self._threads: set[asyncio.Future[Any]] = set()
+        """What runs in threads."""
+        self._long = 0
+        """How many of these are known not to be brief."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._selector: selectors.BaseSelector | None = None
         self._files = 0
@@ -165,13 +171,15 @@ class VirtualClock:
         self._now = self._began = self._until = loop.time() if begin is None else begin
         self._limit_at = self._now + self.limit_s
         self._wall = wall
-        self._turns = self._threads = 0
+        self._turns = self._long = 0
+        self._threads.clear()
         self._loop, self._selector, self._select = loop, selector, selector.select
         self._files = len(selector.get_map() or ())
         _installed = self
         with ExitStack() as undo:
             undo.enter_context(mock.patch.object(loop, "time", self.time))
             undo.enter_context(mock.patch.object(loop, "run_in_executor", self._counting(loop.run_in_executor)))
+            undo.enter_context(mock.patch.object(Threads, "begin", self._counting(Threads.begin)))
             undo.enter_context(mock.patch.object(selector, "select", self._wait))
             undo.enter_context(mock.patch.object(time, "monotonic", self.time))
             undo.enter_context(mock.patch.object(time, "time", self._wall_time))
@@ -186,23 +194,27 @@ class VirtualClock:
     def _wall_time_ns(self) -> int:
         return int(self._wall_time() * 1e9)
 
-    def _counting(self, run_in_executor: Callable[..., asyncio.Future[Any]]) -> Callable[..., asyncio.Future[Any]]:
+    def _counting(self, run_in_thread: Callable[..., asyncio.Future[Any]]) -> Callable[..., asyncio.Future[Any]]:
         def run(*arguments: Any) -> asyncio.Future[Any]:
-            future = run_in_executor(*arguments)
-            self._threads += 1
-            future.add_done_callback(self._thread_ended)
+            future = run_in_thread(*arguments)
+            self._threads.add(future)
+            future.add_done_callback(self._threads.discard)
             return future
 
         return run
-
-    def _thread_ended(self, _: asyncio.Future[Any]) -> None:
-        self._threads -= 1
 
     # ---- waiting
 
     def _wait(self, timeout: float | None = None) -> list[Any]:
         """Wait as a selector does, by moving time on."""
         waits = timeout is None or timeout > 0
+        if self._is_brief():
+            events = self._select(_BRIEF_S)
+            if events:
+                return events
+            self._long = self._busy_threads()
+            if self.auto:
+                self._now += _BRIEF_S
         if waits or self._turns % _LOOK_TURNS == 0 or self._real():
             events = self._select(0)
             if events:
@@ -246,9 +258,20 @@ class VirtualClock:
             )
         return []
 
+    def _busy_threads(self) -> int:
+        return sum(not future.done() for future in self._threads)
+
+    def _is_brief(self) -> bool:
+        """Whether something runs in a thread that may end at once, as most of it does."""
+        busy = self._busy_threads()
+        self._long = min(self._long, busy)
+        return busy > self._long
+
     def _real(self) -> bool:
         """Whether something is under way that takes real time."""
-        return self._threads > 0 or (self._selector is not None and len(self._selector.get_map() or ()) > self._files)
+        return self._busy_threads() > 0 or (
+            self._selector is not None and len(self._selector.get_map() or ()) > self._files
+        )
 
 
 _installed: VirtualClock | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, Final, Generic, Literal, Protocol, TypeVar, get_args
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
@@ -32,23 +33,20 @@ class Coder(Protocol[T_co]):
     @property
     def name(self) -> str:
         """What people call the values."""
-        raise NotImplementedError
 
     def encode(self, value: Any) -> bytes:
         """Return a value as it travels. Raises `Unfit`."""
-        raise NotImplementedError
 
     def decode(self, data: bytes) -> T_co:
         """Return what travelled. Raises `Unfit`."""
-        raise NotImplementedError
 
 
-class Contract(Generic[I, O]):
+class Contract(ABC, Generic[I, O]):
     """Something that says of which types the inputs and outputs of a service are, such as an entrypoint."""
 
+    @abstractmethod
     def codecs(self) -> tuple[Codec[I], Codec[O]]:
         """Return how they travel. Raises `ConfigurationError` if they can't."""
-        raise NotImplementedError
 
 
 class Codec(Generic[T]):

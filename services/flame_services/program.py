@@ -11,7 +11,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -58,7 +58,7 @@ class Program(Protocol):
         """Drain and end, within a limit. Idempotent, and safe before `start`."""
 
     async def failed(self) -> str:
-        """Return the reason if it can't go on by itself; otherwise never."""
+        """Return the reason if it can't go on by itself, an empty one if it has no more to do; otherwise never."""
 
 
 S = TypeVar("S", bound=Settings)
@@ -77,6 +77,14 @@ def run_program(
         sys.exit(EXIT_USAGE if isinstance(error, ConfigurationError) else EXIT_FAILED)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def failure_of(parts: Iterable[asyncio.Task[None]]) -> str:
+    """Return why one of the parts of a program that should go on has ended, and log it: it is a fault of ours."""
+    part = next(part for part in parts if part.done())
+    error = None if part.cancelled() else part.exception()
+    log.error("a part of the program failed", part=part.get_name(), exc_info=error)
+    return f"{part.get_name()} failed: {error!r}"
 
 
 def read_settings(name: str, summary: str, settings_type: type[S], argv: Sequence[str]) -> S:
@@ -152,7 +160,8 @@ async def _run(name: str, program: Program, settings: Settings) -> int:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         if failing.done():
             reason = failing.result()
-            log.error("stopping after a failure", program=name, reason=reason)
+            if reason:
+                log.error("stopping after a failure", program=name, reason=reason)
         return EXIT_FAILED if reason else 0
     finally:
         await end_tasks(waits)

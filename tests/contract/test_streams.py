@@ -281,7 +281,70 @@ async def test_what_is_too_old_is_gone_and_its_subject_can_be_used_again(broker:
     await broker.store(f"{name}.a", b"new", LIMIT_S)
 
 
+def with_ttl(name: str) -> StreamSpec:
+    """A stream as parts of large values are kept in."""
+    return replace(one_each(name), direct=True, message_ttl=True)
+
+
+async def test_a_message_with_a_time_of_its_own_goes_and_the_others_stay(broker: Broker, name: str) -> None:
+    await broker.ensure_stream(with_ttl(name))
+    stays = await broker.begin_store(f"{name}.stays", b"1", LIMIT_S)
+    goes = await broker.begin_store(f"{name}.goes", b"2", LIMIT_S, ttl_s=1)
+    later = await broker.begin_store(f"{name}.later", b"3", LIMIT_S, ttl_s=3600)
+    assert [await stays, await goes, await later] == [1, 2, 3]
+    with pytest.raises(Duplicate):
+        await (await broker.begin_store(f"{name}.later", b"4", LIMIT_S, ttl_s=3600))
+
+    async def gone() -> bool:
+        return set(await broker.subjects(name, f"{name}.*")) == {f"{name}.stays", f"{name}.later"}
+
+    await eventually(gone, "the time of one message is over")
+    await (await broker.begin_store(f"{name}.goes", b"5", LIMIT_S, ttl_s=3600))
+    assert await broker.peek(name, f"{name}.goes") == b"5"
+
+
+async def test_a_stream_must_allow_that_messages_have_a_time_of_their_own(broker: Broker, name: str) -> None:
+    await broker.ensure_stream(one_each(name))
+    with pytest.raises(FlameError):
+        await (await broker.begin_store(f"{name}.a", b"1", LIMIT_S, ttl_s=60))
+    assert await broker.last(name, f"{name}.a") is None
+    await broker.ensure_stream(with_ttl(name))
+    await (await broker.begin_store(f"{name}.a", b"1", LIMIT_S, ttl_s=60))
+
+
 # ---- reading
+
+
+@pytest.mark.parametrize("data", [b"", b"\0\xff", b"x" * defaults.VALUE_PART_BYTES], ids=["nothing", "bytes", "much"])
+async def test_what_is_stored_is_read_from_any_replica(broker: Broker, other: Broker, name: str, data: bytes) -> None:
+    await broker.ensure_stream(with_ttl(name))
+    await broker.store(f"{name}.a", data, LIMIT_S)
+    await broker.store(f"{name}.b", b"another", LIMIT_S)
+    assert await other.peek(name, f"{name}.a") == data
+    assert await other.peek(name, f"{name}.c") is None
+    await broker.purge(name, f"{name}.a")
+    assert await other.peek(name, f"{name}.a") is None
+
+
+async def test_a_read_of_a_stream_that_is_missing_says_so(broker: Broker, name: str) -> None:
+    with pytest.raises(StreamMissing):
+        await broker.peek(name, f"{name}.a")
+
+
+async def test_a_read_ends_with_the_connection_or_brings_what_is_there(
+    broker: Broker, cut_off: CutOff, name: str
+) -> None:
+    await broker.ensure_stream(with_ttl(name))
+    await broker.store(f"{name}.a", b"1", LIMIT_S)
+    async with cut_off():
+        reading = asyncio.create_task(broker.peek(name, f"{name}.a"))
+        await asyncio.sleep(0)
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            assert await reading == b"1"
+    except BrokerUnavailable:
+        pass  # the request was lost with the connection
+    assert await broker.peek(name, f"{name}.a") == b"1"
 
 
 async def test_what_was_never_stored_is_not_there(broker: Broker, name: str) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 import flame
 from flame.broker.embedded import EmbeddedBroker, EmbeddedBrokerConfig
 from flame.broker.jetstream import connect
-from tests.support.cluster import Cluster, processes_of
+from tests.support.cluster import Cluster, lasting
 from tests.support.node import Control, left_of
 
 
@@ -23,18 +22,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
     nodes: int = getattr(request.module, "NODES", 1)
     folder: Path = tmp_path_factory.mktemp("cluster")
     made = Cluster(folder, nodes=nodes, manager_options=options, scheduler_options=scheduler_options)
-    try:
-        asyncio.run(made.start())
-    except BaseException:
-        asyncio.run(made.stop())
-        print(made.logs())  # noqa: T201  # pytest shows it with the failure
-        raise
-    failed = request.session.testsfailed
-    yield made
-    asyncio.run(made.stop())
-    if request.session.testsfailed > failed:
-        print(made.logs())  # noqa: T201  # pytest shows it with the failure
-    assert processes_of(made.broker.endpoint) == []
+    with lasting(made, request.session):
+        yield made
 
 
 @pytest.fixture

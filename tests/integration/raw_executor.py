@@ -18,8 +18,9 @@ from flame.broker.jetstream import JetStreamBroker, connect
 from flame.broker.seam import LiveMessage
 from flame.errors import FlameError
 from flame.protocol import subjects
-from flame.protocol.messages import LEAVE, Assignment, Control, ExecutorReport, Orders, TaskFault
+from flame.protocol.messages import TaskFault
 from flame.protocol.states import ExecutorState
+from flame.protocol.supervision import LEAVE, Assignment, Control, ExecutorReport, Orders
 
 MODE = os.environ.get("MODE", "")
 EXECUTOR = os.environ["FLAME_EXECUTOR"]

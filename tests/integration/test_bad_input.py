@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -16,9 +17,18 @@ import pytest
 
 import flame
 from flame.broker.embedded import find_nats_server
-from tests.support.cluster import Cluster
+from flame.calls import pickling
+from flame.calls.messages import Call
+from flame.protocol import defaults, subjects
+from flame.protocol.messages import TaskMessage
+from flame.protocol.values import ValueRef
+from flame.testing import MemoryCluster
+from tests.integration.elsewhere import USES, in_another_loop
+from tests.support.cluster import Cluster, eventually
 
 MANAGER_OPTIONS = ("--ready-timeout-s", "3")
+TOO_MUCH = defaults.VALUE_LIMIT_BYTES + 1
+"""Bytes; zeros take no memory until somebody looks at them."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,7 @@ async def invoke_after_another_closed(connection: flame.Connection, cluster: Clu
 async def too_large_output(connection: flame.Connection, cluster: Cluster) -> None:
     await connection.register_application("large", cluster.service("lab"))
     async with await connection.create_session("large") as session:
-        await session.invoke(b'["large", 300000]')
+        await session.invoke(json.dumps(["large", TOO_MUCH]))
 
 
 async def wrong_output(connection: flame.Connection, cluster: Cluster) -> None:
@@ -91,7 +101,7 @@ async def update_stale(connection: flame.Connection, cluster: Cluster) -> None:
 
 async def update_too_much(connection: flame.Connection, cluster: Cluster) -> None:
     async with await connection.create_session("flmping") as session:
-        await session.update_common_data(b"x" * (256 * 1024 + 1))
+        await session.update_common_data(bytes(TOO_MUCH))
 
 
 async def update_closed(connection: flame.Connection, cluster: Cluster) -> None:
@@ -104,6 +114,64 @@ async def reuse_key(connection: flame.Connection, cluster: Cluster) -> None:
     async with await connection.create_session("flmping") as session:
         await session.invoke(b"one", key="k")
         await session.invoke(b"two", key="k")
+
+
+def with_keys(keys: Any) -> Callable[[flame.Connection, Cluster], Awaitable[None]]:
+    async def act(connection: flame.Connection, cluster: Cluster) -> None:
+        async with await connection.create_session("flmping") as session:
+            await session.create_tasks([b"one", b"two"], keys=keys)
+
+    return act
+
+
+async def map_by_a_number(connection: flame.Connection, cluster: Cluster) -> None:
+    async with await connection.create_session("flmping") as session:
+        await anext(session.map([b"x"], key=lambda _: 42))  # type: ignore[arg-type,return-value]  # that is the point
+
+
+def after_the_connection(
+    use: Callable[[flame.Session], Awaitable[Any]],
+) -> Callable[[flame.Connection, Cluster], Awaitable[None]]:
+    """Use a session whose connection is closed."""
+
+    async def act(connection: flame.Connection, cluster: Cluster) -> None:
+        async with cluster.connect() as other:
+            session = await other.create_session("flmping")
+        try:
+            await use(session)
+        finally:
+            await connection.close_session(session.id)
+
+    return act
+
+
+def of_state(verb: str, *arguments: Any) -> Callable[[flame.Connection, Cluster], Awaitable[None]]:
+    """Have a service do something wrong with the state of its session."""
+
+    async def act(connection: flame.Connection, cluster: Cluster) -> None:
+        if "keeping" not in {application.name for application in await connection.list_applications()}:
+            await connection.register_application("keeping", cluster.service("keeper"))
+        async with await connection.create_session("keeping") as session:
+            await session.invoke(json.dumps([verb, *arguments]))
+
+    return act
+
+
+class Emitter(flame.FlameService):
+    """Keeps the context of its task for longer than it is good."""
+
+    kept: flame.TaskContext
+
+    async def on_task_invoke(self, context: flame.TaskContext) -> None:
+        Emitter.kept = context
+
+
+async def emit_after_the_end(connection: flame.Connection, cluster: Cluster) -> None:
+    async with MemoryCluster() as memory:
+        name = await memory.register(Emitter)
+        async with await flame.connect() as client, await client.create_session(name) as session:
+            await session.invoke(b"x")
+            await Emitter.kept.emit("late")
 
 
 async def invoke_number(connection: flame.Connection, cluster: Cluster) -> None:
@@ -181,7 +249,24 @@ async def list_no_tasks(connection: flame.Connection, cluster: Cluster) -> None:
 
 async def invoke_large(connection: flame.Connection, cluster: Cluster) -> None:
     async with await connection.create_session("flmping") as session:
-        await session.invoke(b"x" * 300_000)
+        await session.invoke(bytes(TOO_MUCH))
+
+
+async def key_too_large(connection: flame.Connection, cluster: Cluster) -> None:
+    async with await connection.create_session("flmping") as session:
+        await session.create_task(bytes(TOO_MUCH), key="k")
+
+
+async def input_that_is_gone(connection: flame.Connection, cluster: Cluster) -> None:
+    async with await connection.create_session("flmping") as session:
+        message = TaskMessage(input_ref=ValueRef(id="nothing", size=300_000, parts=1)).encode()
+        await connection.broker.store(subjects.task("flmping", session.id, "t"), message, 5)
+
+        async def ended() -> flame.Task | None:
+            task = await session.get_task("t")
+            return task if task.state.terminal else None
+
+        (await eventually(ended, "the task has ended")).check()
 
 
 async def close_by_no_mode(connection: flame.Connection, cluster: Cluster) -> None:
@@ -261,6 +346,150 @@ async def connect_to_silence(connection: flame.Connection, cluster: Cluster) -> 
         await flame.connect(f"nats://127.0.0.1:{silent.getsockname()[1]}", timeout_s=1)
 
 
+class Box:
+    """Has a lock."""
+
+    size = 3
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def open(self) -> None: ...
+
+
+def locked(lock: Any = None) -> Any:
+    return threading.Lock()
+
+
+def of_functions(
+    act: Callable[[Any, flame.Connection], Awaitable[Any]],
+) -> Callable[[flame.Connection, Cluster], Awaitable[None]]:
+    """Do something wrong with functions."""
+
+    async def opened(connection: flame.Connection, cluster: Cluster) -> None:
+        async with connection.functions() as fs:
+            await act(fs, connection)
+
+    return opened
+
+
+async def function_that_holds(fs: flame.FunctionSession, _: flame.Connection) -> None:
+    lock = threading.Lock()
+    fs.function(lambda: lock)()
+
+
+async def function_of_a_task(fs: flame.FunctionSession, connection: flame.Connection) -> None:
+    async with await connection.create_session("flmping") as session:
+        fs.function(locked)(await session.create_task(b"x"))
+
+
+async def function_of_another_kind_of_call(fs: flame.FunctionSession, connection: flame.Connection) -> None:
+    call = fs.function(abs)(1)
+    fs.function(lambda: call)()
+
+
+async def map_of_another(fs: flame.FunctionSession, connection: flame.Connection) -> None:
+    async with connection.functions() as other:
+        await anext(fs.map(other.function(abs), [1]))
+
+
+async def no_method(fs: flame.FunctionSession, _: flame.Connection) -> None:
+    (await fs.create(Box)).close()
+
+
+async def attribute_of_an_object(fs: flame.FunctionSession, _: flame.Connection) -> None:
+    await (await fs.create(Box)).size()
+
+
+async def call_after_close(connection: flame.Connection, cluster: Cluster) -> None:
+    async with connection.functions() as fs:
+        function = fs.function(abs)
+    function(1)
+
+
+async def call_from_another_loop(fs: flame.FunctionSession, _: flame.Connection) -> None:
+    function = fs.function(abs)
+
+    async def elsewhere() -> None:
+        function(1)
+
+    await asyncio.to_thread(asyncio.run, elsewhere())
+
+
+async def call_outside_of_loops(fs: Any, _: flame.Connection) -> None:
+    await asyncio.to_thread(fs.function(abs), 1)
+
+
+async def call_by_another_python(fs: flame.FunctionSession, _: flame.Connection) -> None:
+    await fs.session.invoke(Call("square", b"x", b"", python="2.7").encode())
+
+
+async def no_call_at_all(fs: flame.FunctionSession, _: flame.Connection) -> None:
+    await fs.session.invoke(b"square")
+
+
+async def functions_without_cloudpickle(connection: flame.Connection, cluster: Cluster) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(sys.modules, "cloudpickle", None)
+        pickling.cloudpickle.cache_clear()
+        try:
+            await connection.functions().open()
+        finally:
+            pickling.cloudpickle.cache_clear()
+
+
+async def functions_switched_off(connection: flame.Connection, cluster: Cluster) -> None:
+    await connection.disable_application("flmfunc")
+    try:
+        await connection.functions().open()
+    finally:
+        await connection.enable_application("flmfunc")
+
+
+async def functions_removed(connection: flame.Connection, cluster: Cluster) -> None:
+    there = await connection.get_application("flmfunc")
+    await connection.unregister_application("flmfunc", force=True)
+    try:
+        await connection.functions().open()
+    finally:
+        await connection.register_application("flmfunc", there.spec)
+
+
+async def yields() -> Any:
+    yield 1
+
+
+FUNCTIONS: list[tuple[str, Callable[[Any, flame.Connection], Awaitable[Any]], type[Exception], str]] = [
+    ("a function that can't be sent", function_that_holds, flame.Unpicklable, r"the variable 'lock' \(lock\) can't"),
+    ("a class that can't be", lambda fs, _: fs.create(type("Held", (), {"it": threading.Lock()})), flame.Unpicklable,
+     r"class Held can't be sent: its member 'it' \(lock\)"),
+    ("an argument that can't be", lambda fs, _: fs.function(locked)(lock=[threading.Lock()]), flame.Unpicklable,
+     r"call of locked: argument 'lock' \(list\) can't be pickled"),
+    ("an argument of a constructor that can't be", lambda fs, _: fs.create(Box, threading.Lock()), flame.Unpicklable,
+     r"call of Box: argument 1 \(lock\) can't be pickled"),
+    ("a result that can't be", lambda fs, _: fs.function(locked)(), flame.TaskFailed, "locked returned lock, which"),
+    ("a task of a session as an argument", function_of_a_task, flame.Unpicklable, r"argument 1 \(TaskHandle\)"),
+    ("a call that is no argument", function_of_another_kind_of_call, flame.Unpicklable, "can only be an argument"),
+    ("an object as an argument", lambda fs, _: _passed(fs), flame.Unpicklable, "can't be passed on"),
+    ("no such method", no_method, flame.MethodNotFound, "class Box has no method 'close'"),
+    ("no method at all", attribute_of_an_object, flame.MethodNotFound, "'size', and nothing else"),
+    ("what is no function", lambda fs, _: fs.function(3), flame.InvalidArgument, "expected a function, got int"),
+    ("a function that yields", lambda fs, _: fs.function(yields), flame.InvalidArgument, "yields yields, and a call"),
+    ("a map of a plain function", lambda fs, _: anext(fs.map(abs, [1])), flame.InvalidArgument, "expected one that"),
+    ("a map of another session's", map_of_another, flame.InvalidArgument, "abs is one of another session"),
+    ("what is no class", lambda fs, _: fs.create(locked), flame.InvalidArgument, "expected a class, got function"),
+    ("what is no object", lambda fs, _: fs.release(Box), flame.InvalidArgument, "expected an Instance, got type"),
+    ("another event loop", call_from_another_loop, flame.WrongThread, "in another event loop than the one"),
+    ("no event loop", call_outside_of_loops, flame.WrongThread, "outside of an event loop"),
+    ("another Python", call_by_another_python, flame.TaskFailed, "sent by Python 2.7, and this executor runs Python 3"),
+    ("an input that is no call", no_call_at_all, flame.TaskFailed, "the input is no call of a function"),
+]  # fmt: skip
+
+
+async def _passed(fs: flame.FunctionSession) -> None:
+    fs.function(locked)(await fs.create(Box))
+
+
 def spec(command: str, *arguments: str) -> dict[str, Any]:
     return {"command": command, "arguments": list(arguments)}
 
@@ -268,6 +497,30 @@ def spec(command: str, *arguments: str) -> dict[str, Any]:
 LOG = {"shim": "Log"}
 
 CASES = [
+    *(Case(f"functions: {name}", of_functions(act), error, says, 10) for name, act, error, says in FUNCTIONS),
+    Case(
+        "functions: a call after the end", call_after_close, flame.SessionNotOpen, "was closed: no function of it", 10
+    ),
+    Case(
+        "functions: used before they are opened",
+        lambda c, _: c.functions().function(abs)(1),
+        flame.ConfigurationError,
+        "not opened yet",
+    ),
+    Case(
+        "functions: no cloudpickle",
+        functions_without_cloudpickle,
+        flame.ConfigurationError,
+        r"pip install 'flame-engine\[functions\]'",
+    ),
+    Case("functions: disabled", functions_switched_off, flame.ApplicationDisabled, "flmctl enable -a flmfunc"),
+    Case("functions: unregistered", functions_removed, flame.ApplicationNotFound, "register it with the command", 10),
+    Case(
+        "a current task where there is none",
+        lambda c, _: flame.current_task(),  # type: ignore[arg-type,return-value]
+        flame.ConfigurationError,
+        "no function of flame.functions",
+    ),
     Case("unknown application", lambda c, _: c.create_session("nope"), flame.ApplicationNotFound, "'nope'"),
     Case("illegal application name", lambda c, _: c.create_session("a.b"), flame.InvalidName, "'a.b'"),
     Case("wildcard as a name", lambda c, _: c.create_session("*"), flame.InvalidName, r"'\*'"),
@@ -363,11 +616,29 @@ CASES = [
         flame.InvalidArgument,
         "update_common_data: expected_version",
     ),
-    Case("too much common data later", update_too_much, flame.PayloadTooLarge, "common_data of 262145 bytes"),
+    Case("too much common data later", update_too_much, flame.PayloadTooLarge, "common_data of 1,073,741,825 bytes"),
     Case(
         "common data of nobody", lambda c, _: c.update_common_data("nope", b"x"), flame.SessionNotFound, "session nope"
     ),
     Case("common data of a closed session", update_closed, flame.SessionNotOpen, "is closed", 10),
+    Case("fewer keys than inputs", with_keys(["a"]), flame.InvalidArgument, "keys: expected one for each of 2", 10),
+    Case("a text for keys", with_keys("ab"), flame.InvalidArgument, "keys: expected one key for each .*got str", 10),
+    Case("a number among the keys", with_keys(["a", 2]), flame.InvalidArgument, "key: expected str, got int", 10),
+    Case("a key function of numbers", map_by_a_number, flame.InvalidArgument, "key: expected str, got int", 10),
+    Case("a stale revision of state", of_state("put", "k", 1, 7), flame.TaskFailed, "StaleVersion: state 'k'", 20),
+    Case("a value that state can't keep", of_state("put_strange"), flame.TaskFailed, "can't be kept", 20),
+    Case("emit after the end", emit_after_the_end, flame.TaskEnded, "task .* has ended: nothing can be", 20),
+    *(
+        Case(f"{name} after the connection", after_the_connection(use), flame.BrokerUnavailable, "closed", 10)
+        for name, use in {
+            "invoke": lambda session: session.invoke(b"x"),
+            "create tasks": lambda session: session.create_tasks([b"x"]),
+            "map": lambda session: anext(session.map([b"x"])),
+            "stream": lambda session: anext(session.stream(b"x")),
+            "get a task": lambda session: session.get_task("t"),
+            "update common data": lambda session: session.update_common_data(b"x"),
+        }.items()
+    ),
     Case("a key with another input", reuse_key, flame.KeyReused, "key 'k' names a task", 10),
     Case(
         "a key that is none",
@@ -387,9 +658,9 @@ CASES = [
     Case("common data as text", lambda c, _: c.create_session("flmping", "text"), flame.InvalidArgument, "got str"),  # type: ignore[arg-type]
     Case(
         "common data too large",
-        lambda c, _: c.create_session("flmping", b"x" * 300_000),
+        lambda c, _: c.create_session("flmping", bytes(TOO_MUCH)),
         flame.PayloadTooLarge,
-        "300000",
+        "1,073,741,825 bytes: the limit is 1,073,741,824",
     ),
     Case("a mode that is none", close_by_no_mode, flame.InvalidArgument, "'drain', 'close' or 'force', got 'now'", 10),
     Case(
@@ -456,8 +727,10 @@ CASES = [
         "'spread' or 'pack', got 'anywhere'",
     ),
     Case("input of a wrong type", invoke_number, flame.InvalidArgument, "got int", 10),
-    Case("input too large", invoke_large, flame.PayloadTooLarge, "300000 bytes", 10),
-    Case("output too large", too_large_output, flame.TaskFailed, "300000 bytes", 20),
+    Case("input too large", invoke_large, flame.PayloadTooLarge, "input of 1,073,741,825 bytes", 10),
+    Case("input of a key too large", key_too_large, flame.PayloadTooLarge, "input of 1,073,741,825 bytes", 10),
+    Case("input that is gone", input_that_is_gone, flame.TaskFailed, "part 0 of 1 is not kept any more", 20),
+    Case("output too large", too_large_output, flame.TaskFailed, "1,073,741,825 bytes: the limit is", 20),
     Case("output of a wrong type", wrong_output, flame.TaskFailed, "returned int", 20),
     Case(
         "unregister what isn't there", lambda c, _: c.unregister_application("nope"), flame.ApplicationNotFound, "nope"
@@ -571,6 +844,10 @@ CASES = [
     Case("a map without room", map_without_room, flame.InvalidArgument, "in_flight: expected at least 1, got 0"),
     Case("a map of what is no input", map_a_number, flame.InvalidArgument, "input: expected bytes or str, got int"),
     Case("a class for an instance", lambda _c, _: flame.run(flame.FlameService), flame.ConfigurationError, "instance"),
+    *(
+        Case(f"another loop: {name}", in_another_loop(prepare), flame.WrongThread, f"{says}.* another event loop", 20)
+        for name, (prepare, says) in USES.items()
+    ),
     Case("no service at all", lambda _c, _: flame.run(object()), flame.ConfigurationError, "on_task_invoke"),
 ]
 

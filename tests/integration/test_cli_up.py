@@ -15,6 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+import flame
+import flame.sync
 from tests.integration.test_cli import FLMCTL, LIMIT_S, SPEC, call, ends, eventually, run
 
 
@@ -197,7 +199,12 @@ def test_a_part_that_dies_ends_the_cluster(data_dir: Path, module: str, name: st
         eventually(lambda: none_alive(family), "no process of the cluster is left")
 
 
-def test_verbose_shows_the_logs_instead_of_keeping_them(data_dir: Path) -> None:
-    with running(data_dir, "--verbose") as up:
+def test_verbose_shows_the_logs_and_no_client_code_leaves_out_what_runs_that(data_dir: Path) -> None:
+    with running(data_dir, "--verbose", "--no-client-code") as up:
         assert not list(data_dir.glob("*manager.log"))
         eventually(lambda: "flame-scheduler" in up.said(), "the scheduler's log is shown")
+        with flame.sync.connect(up.endpoint) as connection:
+            assert [each.name for each in connection.list_applications()] == ["flmping", "flmtest"]
+            with pytest.raises(flame.ApplicationNotFound, match="--no-client-code"):
+                connection.functions().open()
+        flame.sync.close()

@@ -23,7 +23,7 @@ import pytest
 import yaml
 
 from flame_cli.documents import FIELDS
-from tests.integration.test_cli import FLMCTL, FLMPING, LIMIT_S, Called, call, ends, eventually, run
+from tests.integration.test_cli import FLMCTL, FLMEXEC, FLMPING, LIMIT_S, Called, call, ends, eventually, run
 from tests.integration.test_cli_up import Up, running
 
 LAB = Path(__file__).parents[1] / "services" / "lab.py"
@@ -546,7 +546,9 @@ def test_flmping_sums_up(cluster: Up) -> None:
 
 
 def test_a_payload_over_the_limit_is_refused(cluster: Up) -> None:
-    ends(call("-m", "300000", program="flmping", endpoint=cluster.endpoint), 2, "flmping: error: input of 300000 bytes")
+    too_much = 1024**3 + 1
+    done = call("-m", str(too_much), program="flmping", endpoint=cluster.endpoint)
+    ends(done, 2, f"flmping: error: input of {too_much:,} bytes")
 
 
 def test_ctrl_c_ends_flmping_and_its_session(cluster: Up) -> None:
@@ -604,24 +606,42 @@ def test_a_script_that_is_ended_has_the_status_that_shells_give_it(flmexec: Call
     assert flmexec("-c", "sleep 20", "--timeout", "0.2").returncode == 124
 
 
+def test_whoever_runs_many_in_a_terminal_sees_how_far_they_are(cluster: Up) -> None:
+    shown = in_terminal(["-c", "echo run", "-t", "3"], columns=80, program=FLMEXEC, FLAME_ENDPOINT=cluster.endpoint)
+    bar, *rest = shown.split("\r")
+    assert "scripts [....................] 0/3" in (bar, *rest)
+    assert shown.count("run\n") == 3
+    assert shown.endswith(("run\n", "\r")), "nothing of the bar is left"
+    shown = in_terminal(["-t", "200", "-p"], columns=80, program=FLMPING, FLAME_ENDPOINT=cluster.endpoint)
+    assert "\rtasks [" in shown
+    assert "succeeded: 200" in shown
+    assert "tasks [" not in in_terminal(["-t", "2"], columns=80, program=FLMPING, FLAME_ENDPOINT=cluster.endpoint)
+
+
 def _sessions(cluster: Up) -> list[str]:
     return call("list", "-s", endpoint=cluster.endpoint).stdout.splitlines()[1:]
 
 
 def in_terminal(
-    arguments: list[str], *, columns: int, stop_after: bytes = b"", times: int = 0, **environment: str
+    arguments: list[str],
+    *,
+    columns: int,
+    program: list[str] = FLMCTL,
+    stop_after: bytes = b"",
+    times: int = 0,
+    **environment: str,
 ) -> str:
-    """Run `flmctl` in a terminal of that width and return what it shows; Ctrl-C once something was there so often."""
+    """Run a program in a terminal of that width and return what it shows; Ctrl-C once something was there so often."""
     ours, theirs = pty.openpty()
     try:
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         kept = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR")}
-        process = subprocess.Popen([*FLMCTL, *arguments], stdout=theirs, stderr=theirs, env=kept | environment)
+        process = subprocess.Popen([*program, *arguments], stdout=theirs, stderr=theirs, env=kept | environment)
     finally:
         os.close(theirs)
     shown = b""
     try:
-        while True:
+        while select.select([ours], [], [], LIMIT_S)[0]:
             try:
                 part = os.read(ours, 4096)
             except OSError:  # the last one who could write has gone
@@ -632,6 +652,8 @@ def in_terminal(
             if stop_after and shown.count(stop_after) >= times:
                 process.send_signal(signal.SIGINT)
                 stop_after = b""
+        else:
+            process.kill()
     finally:
         os.close(ours)
     assert process.wait(LIMIT_S) == (130 if times else 0), shown

@@ -63,11 +63,11 @@ async def test_a_script_that_fails_is_a_failed_task_with_all_that_it_wrote(sessi
 
 
 async def test_too_much_output_is_cut_and_says_so(session: flame.Session) -> None:
-    code = "import sys\nsys.stdout.write('a' * 500_000 + 'z')\nsys.stderr.write('b' * 500_000)"
+    code = "import sys\nsys.stdout.write('a' * 10_000_000 + 'z')\nsys.stderr.write('b' * 10_000_000)"
     result = await run(session, code, language="python")
     kept = len(result.stdout) + len(result.stderr) - 2 * len(scripts.NOTE)
-    assert result.cut == 1_000_001 - kept
-    assert kept > 200_000
+    assert result.cut == 20_000_001 - kept
+    assert kept > 16_000_000
     assert result.stdout.startswith(b"aaa")
     assert result.stdout.endswith(b"az")
     assert scripts.NOTE in result.stdout
@@ -76,6 +76,12 @@ async def test_too_much_output_is_cut_and_says_so(session: flame.Session) -> Non
     assert "left out" in json.loads((await session.invoke(asked, timeout_s=30)).output)["stdout"]
     _, failed = await fail(session, code + "\nsys.exit(3)", language="python")
     assert (failed.status, failed.stdout[:3], failed.stderr[-3:]) == (3, b"aaa", b"bbb")
+    assert 200_000 < len(failed.stdout) + len(failed.stderr) < 256 * 1024
+
+
+async def test_much_input_and_output_go_through_whole(session: flame.Session) -> None:
+    result = await run(session, "tr a b", input=b"a" * 3_000_000)
+    assert (result.stdout, result.cut) == (b"b" * 3_000_000, 0)
 
 
 async def test_its_children_and_its_folder_end_with_a_script(session: flame.Session, tmp_path: Path) -> None:

@@ -20,13 +20,13 @@ from flame.broker.jetstream import connect
 from flame.errors import BrokerUnavailable, ConfigurationError
 from flame.protocol import subjects, topology
 from flame.protocol.codes import ReasonCode
-from flame.protocol.messages import LEAVE, SERVE, ExecutorReport, LogChunk, Orders
 from flame.protocol.records import (
     ExecutorRecord,
     NodeRecord,
 )
 from flame.protocol.resources import Resources
 from flame.protocol.states import ExecutorState, SessionState
+from flame.protocol.supervision import LEAVE, SERVE, ExecutorReport, LogChunk, Orders
 from flame_services.executor_manager.program import ExecutorManager
 from tests.support.node import APP, NODE, PATIENCE_S, Control, left_of, runs, until
 

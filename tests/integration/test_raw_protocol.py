@@ -16,7 +16,6 @@ import sys
 import textwrap
 from collections.abc import AsyncIterator, Iterator, Mapping
 from enum import Enum
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,66 +37,25 @@ from flame.protocol import (
     session_state,
     states,
     subjects,
+    supervision,
+    values,
 )
 from flame.service import environment
-from tests.support.cluster import PATIENCE_S, SERVICES, eventually, executors_of, kill, processes_of
-from tests.support.servers import ServedCluster, Servers, single
+from tests.support.cluster import PATIENCE_S, SERVICES, eventually, executors_of, kill, lasting
+from tests.support.guarded import ACK_WAIT_S, GuardedCluster, document, guarded_cluster, violations
 
-ACK_WAIT_S = 2.0
 CLIENT = "flmping"
 SERVICE = "raw"
 FORGED = f"flame.event.{CLIENT}.nobody.nothing.done"
-DOCUMENT = Path(__file__).parents[2] / "docs" / "protocol.md"
-
-
-@cache
-def document() -> str:
-    return DOCUMENT.read_text()
 
 
 # ---- what raw programs do
 
 
-class GuardedCluster(ServedCluster):
-    """A cluster with short leases, whose broker knows a client and an executor that may do what is documented."""
-
-    def start_scheduler(self) -> None:
-        self.scheduler = self._start("flame_services.scheduler", "scheduler", "--ack-wait-s", str(ACK_WAIT_S))
-
-    def endpoint_of(self, user: str) -> str:
-        return self.servers.endpoint.replace("://", f"://{user}:secret@")
-
-
-def permissions(user: str, application: str) -> str:
-    """The permissions of docs/protocol.md, as a server's configuration has them."""
-    [listed] = re.findall(rf"<!-- permissions: {user} -->\n```json\n(.+?)\n```", document(), re.DOTALL)
-    allowed = json.loads(re.sub(r"<[a-z]+>", "*", listed.replace("<app>", application)))
-    return json.dumps({"user": user, "password": "secret", "permissions": allowed})
-
-
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[GuardedCluster]:
-    folder = tmp_path_factory.mktemp("cluster")
-    users = [
-        permissions("client", CLIENT),
-        permissions("executor", SERVICE),
-        '{"user": "us", "password": "secret"}',
-    ]
-    line = "max_payload: 8MB"
-    server = single(folder, {line: f"{line}\nauthorization {{ users: [{', '.join(users)}] }}\nno_auth_user: us"})
-    made = GuardedCluster(folder, Servers([server]))
-    try:
-        asyncio.run(made.start())
-    except BaseException:
-        asyncio.run(made.stop())
-        print(made.logs())  # noqa: T201  # pytest shows it with the failure
-        raise
-    failed = request.session.testsfailed
-    yield made
-    asyncio.run(made.stop())
-    if request.session.testsfailed > failed:
-        print(made.logs())  # noqa: T201  # pytest shows it with the failure
-    assert processes_of(made.broker.endpoint) == []
+    with lasting(guarded_cluster(tmp_path_factory.mktemp("cluster"), CLIENT, SERVICE), request.session) as made:
+        yield made
 
 
 @pytest.fixture
@@ -112,14 +70,7 @@ async def raw(cluster: GuardedCluster, connection: flame.Connection) -> AsyncIte
         )
         await connection.register_application(SERVICE, spec)
     yield SERVICE
-    assert violations(cluster) == []
-
-
-def violations(cluster: GuardedCluster) -> list[str]:
-    """What was tried without permission, as the server says."""
-    [server] = cluster.servers.servers.values()
-    lines = server.log.read_text().splitlines()
-    return [line for line in lines if "Permissions Violation" in line and FORGED not in line]
+    assert violations(cluster, but=FORGED) == []
 
 
 def call(verb: str, *arguments: Any) -> bytes:
@@ -154,6 +105,7 @@ async def test_a_client_of_nothing_but_nats_and_msgpack(cluster: GuardedCluster)
     assert said["cancelled"]["error"]["code"] == "task_cancelled"
     assert said["idle_states"] == said["states"] == ["open", "closing", "closed"]
     assert said["idle_counts"] == {"pending": 0, "cancelled": 2}
+    assert said["large"]
     assert (said["cancels"], said["too_late"]) == ([True, True], True)
     assert said["on_request"] == {"code": "task_cancelled", "message": "no longer needed"}
     assert "cpu" in said["waited_for"]
@@ -182,7 +134,9 @@ async def test_the_documented_permissions_are_enough_for_the_sdk_too(cluster: Gu
         await client.create_session(CLIENT) as session,
     ):
         assert (await session.invoke(b"hello")).output == b"hello"
-    assert violations(cluster) == []
+        large = bytes(3_000_000)
+        assert (await session.invoke(large)).output == large
+    assert violations(cluster, but=FORGED) == []
 
 
 async def test_a_client_may_not_say_that_a_task_is_done(cluster: GuardedCluster) -> None:
@@ -226,6 +180,24 @@ async def test_a_service_of_nothing_but_nats_and_msgpack(
 
         await eventually(counted, "the executor has reported what it did")
     assert left.read_text() == "left\n"
+
+
+async def test_large_values_of_a_raw_service(connection: flame.Connection, raw: str, tmp_path: Path) -> None:
+    left = str(tmp_path / "left")
+    async with await connection.create_session(raw, left.ljust(300_000).encode()) as session:
+        task = await session.invoke(call("echo", "ä" * 500_000))
+        assert json.loads(task.output) == ["ä" * 500_000]
+        assert task.output_size == len(task.output)
+        ref = values.ValueRef(id="nothing", size=1, parts=1)
+        message = messages.TaskMessage(input_ref=ref).encode()
+        await connection.broker.store(subjects.task(raw, session.id, "t"), message, PATIENCE_S)
+
+        async def failed() -> bool:
+            error = (await session.get_task("t")).error
+            return error is not None and error.code == "value_gone"
+
+        await eventually(failed, "the task of which the input is missing has failed")
+    assert (tmp_path / "left").read_text() == "left\n"
 
 
 async def test_a_raw_service_keeps_its_lease_while_a_task_runs(
@@ -337,7 +309,7 @@ async def test_a_session_that_a_raw_service_can_not_enter_fails_with_its_text(
 
 CLASSES: dict[str, type[Any]] = {
     name: kind
-    for module in (messages, chunks, progress, records, api, events, session_state)
+    for module in (messages, supervision, chunks, progress, records, api, events, session_state, values)
     for name, kind in inspect.getmembers(module, inspect.isclass)
     if kind.__module__ == module.__name__ and (issubclass(kind, BaseModel) or dataclasses.is_dataclass(kind))
 }
@@ -419,7 +391,7 @@ def test_every_verb_code_state_and_variable_is_documented() -> None:
         "starting",  # reported by no executor
     }
     words |= {value for name, value in vars(environment).items() if name.isupper()}
-    words |= {messages.SERVE, messages.LEAVE, messages.WAIT}
+    words |= {supervision.SERVE, supervision.LEAVE, supervision.WAIT}
     assert {word for word in words if f"`{word}`" not in document()} == set()
 
 
@@ -456,6 +428,11 @@ def test_the_limits_are_those_of_the_code() -> None:
         f"`max_payload: {defaults.MAX_PAYLOAD_BYTES // 2**20}MB`",
         f"{thousands(defaults.WAITING_TASKS)} messages and {defaults.WAITING_BYTES // 2**30} GiB",
         f"kept for {defaults.RESULT_AGE_S / 3600:.0f} h; direct reads",
+        f"({thousands(defaults.VALUE_PART_BYTES)} bytes)",
+        f"1 to {thousands(defaults.VALUE_LIMIT_BYTES)} bytes",
+        f"some at once (the SDK: {defaults.VALUE_WINDOW})",
+        f"`Nats-TTL: {defaults.VALUE_AGE_S:.0f}s`",
+        f"ask again for {defaults.VALUE_MISSING_S:g} s",
         f"kept for {defaults.LOG_AGE_S / 3600:.0f} h and up to {defaults.LOG_BYTES // 2**20} MiB",
         f"kept for {defaults.CHUNK_AGE_S / 3600:.0f} h and up to {defaults.CHUNK_BYTES // 2**30} GiB",
         f"whose `index` is higher by {defaults.CHUNK_WINDOW} will never be",
@@ -535,6 +512,8 @@ def test_there_is_an_example_of_everything_on_the_hot_path() -> None:
         "LogChunk",
         "ChunkMessage",
         "Progress",
+        "StateRequest",
+        "StateAnswer",
     }
 
 

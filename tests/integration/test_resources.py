@@ -12,11 +12,11 @@ import pytest
 
 from flame.protocol import subjects
 from flame.protocol.codes import ErrorCode, ReasonCode
-from flame.protocol.messages import Control as ControlMessage
 from flame.protocol.messages import ResultRecord, TaskFault
 from flame.protocol.records import ExecutorRecord
 from flame.protocol.resources import Resources
 from flame.protocol.states import ExecutorState, TaskState
+from flame.protocol.supervision import Control as ControlMessage
 from flame_services.executor_manager.stops import FOLLOW_S
 from tests.support.node import APP, Control, until
 from tests.support.rogue import SMALL, ask, lost, notes, result, serve, store, waiting

@@ -145,6 +145,39 @@ async def test_a_slow_listener_holds_up_neither_the_task_nor_others(session: fla
         assert [first.index, *[chunk.index async for chunk in slow]] == list(range(count))
 
 
+async def test_a_wait_that_is_given_up_costs_no_chunk(session: flame.Session) -> None:
+    found: list[str] = []
+    given_up = 0
+    async with asyncio.timeout(PATIENCE_S), session.stream(call("count", 5, 0.2)) as stream:
+        while True:
+            try:
+                async with asyncio.timeout(0.03):
+                    found.append((await anext(stream)).text)
+            except TimeoutError:
+                given_up += 1
+            except StopAsyncIteration:
+                break
+        assert stream.task.output == b"counted 5"
+    assert (found, given_up > 0) == (numbers(5), True)
+
+
+async def test_a_stream_that_is_dropped_is_read_no_more(connection: flame.Connection, session: flame.Session) -> None:
+    chunks = subjects.chunk_stream(session.application)
+
+    async def readers() -> int:
+        return len(await connection.broker.consumers(chunks))
+
+    async for chunk in session.stream(call("count", 1000, 0.05)):
+        assert chunk.text == "0"
+        assert await readers() == 1
+        break
+
+    async def nobody_reads() -> bool:
+        return await readers() == 0
+
+    await eventually(nobody_reads, "the stream is read no more")
+
+
 async def test_a_task_that_emits_nothing_streams_nothing(session: flame.Session) -> None:
     stream = session.stream(call("count", 0))
     assert await texts(stream) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import os
 import subprocess
@@ -284,8 +285,27 @@ def blocking(cluster: Cluster, answer: str) -> Iterator[flame.sync.Session]:
 def test_the_same_without_async(blocking: flame.sync.Session) -> None:
     typed = blocking.typed(Question, Answer)
     assert typed.invoke(Question("hi")).output.text == "hi!"
-    assert typed.read(typed.create_task(Question("a")).result(30)).output.text == "a!"
-    assert [typed.read(h.result(30)).output.text for h in typed.create_tasks([Question("b")])] == ["b!"]
+    handle = typed.create_task(Question("a"))
+    assert handle.result(30).output.text == "a!"
+    assert (handle.done(), handle.running(), handle.cancelled(), handle.exception()) == (True, False, False, None)
+    assert repr(handle) == f"<flame.sync.TypedHandle {blocking.id}/{handle.id} succeed>"
+    handles = typed.create_tasks([Question("b"), Question("c")])
+    done, _ = concurrent.futures.wait(handles, 30)
+    assert done == {*handles}
+    assert [handle.result().output.text for handle in handles] == ["b!", "c!"]
+    called: concurrent.futures.Future[object] = concurrent.futures.Future()
+    handles[0].add_done_callback(called.set_result)
+    assert called.result(30) is handles[0]
+    failed = typed.create_task(Question("x", verb="fail"))
+    assert isinstance(failed.exception(30), flame.TaskFailed)
+    assert failed.finished().error is not None
+    with pytest.raises(flame.TaskFailed):
+        failed.result()
+    other = blocking.typed(Question, NewerAnswer).create_task(Question("x"))
+    assert isinstance(other.exception(30), flame.SchemaMismatch)
+    assert other.finished().state is flame.TaskState.SUCCEED
+    with pytest.raises(flame.SchemaMismatch, match="words: Field required"):
+        other.result()
     seen: list[tuple[int, int | None]] = []
     questions = [Question(str(number)) for number in range(50)]
     tasks = typed.map(questions, on_progress=lambda done, total: seen.append((done, total)))
@@ -297,6 +317,20 @@ def test_the_same_without_async(blocking: flame.sync.Session) -> None:
     with pytest.raises(flame.InvalidInput, match="text: Field required"):
         typed.invoke({})  # type: ignore[arg-type]
     assert repr(typed) == f"<flame.sync.TypedSession {blocking.id} Question -> Answer>"
+
+
+def test_chunks_without_async(cluster: Cluster) -> None:
+    letters = register(cluster, "blocking-letters", "letters")
+    with flame.sync.connect(cluster.broker.endpoint) as client, client.create_session(letters, PROMPT) as session:
+        typed = session.typed(Question, Answer)
+        with typed.stream(Question("abc")) as chunks:
+            assert chunks.next(timeout_s=30).value.text == "a"
+            assert [chunk.value.text for chunk in chunks] == ["b", "c"]
+            assert chunks.stream.task.state is flame.TaskState.SUCCEED
+        left = typed.stream(Question("abc"))
+        assert next(left).value.text == "a"
+        left.close()
+        assert list(left) == []
 
 
 async def test_the_example_runs(cluster: Cluster) -> None:

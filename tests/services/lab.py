@@ -65,6 +65,13 @@ class Lab(flame.FlameService):
         time.sleep(seconds)
         return str(os.getpid())
 
+    async def do_block_once(self, context: flame.TaskContext, seconds: float, mark: str) -> str:
+        """Block where this is the first process that does it."""
+        if not Path(mark).exists():
+            Path(mark).touch()
+            time.sleep(seconds)
+        return str(os.getpid())
+
     async def do_fail(self, context: flame.TaskContext, text: str) -> None:
         raise ValueError(text)
 
@@ -85,7 +92,7 @@ class Lab(flame.FlameService):
         os._exit(status)
 
     async def do_large(self, context: flame.TaskContext, size: int) -> bytes:
-        return b"x" * size
+        return bytes(size)
 
     async def do_wrong(self, context: flame.TaskContext) -> Any:
         return 42

@@ -19,6 +19,9 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 TAKEN = "maximum messages per subject exceeded"
+LIMIT = 250_000
+"""Larger inputs go in parts, well below what a message holds."""
+PART = 300_000
 NOWHERE = [1e6, 0, 0]
 """Resources that no node has."""
 
@@ -78,10 +81,28 @@ class Session:
         return task, await self.store(task, payload)
 
     async def store(self, task: str, payload: bytes) -> str:
-        data = msgpack.packb({"v": 1, "kind": "task", "input": payload, "listen": True})
+        message: dict[str, Any] = {"v": 1, "kind": "task", "input": payload, "listen": True}
+        if len(payload) > LIMIT:
+            message |= {"input": b"", "input_ref": await self.store_in_parts(payload)}
+        data = msgpack.packb(message)
         answer = await self.client.nc.request(f"flame.task.{self.application}.{self.name}.{task}", data, timeout=5)
         fault: dict[str, str] = json.loads(answer.data).get("error", {})
         return fault.get("description", "")
+
+    async def store_in_parts(self, data: bytes) -> dict[str, Any]:
+        value, parts = secrets.token_hex(8), [data[at : at + PART] for at in range(0, len(data), PART)]
+        for number, part in enumerate(parts):
+            subject = f"flame.blob.{self.application}.{self.name}.in.{value}.{number}"
+            answer = json.loads((await self.client.nc.request(subject, part, timeout=5)).data)
+            assert "error" not in answer or answer["error"]["description"] == TAKEN
+        return {"id": value, "size": len(data), "parts": len(parts)}
+
+    async def read_output(self, result: dict[str, Any]) -> bytes:
+        ref = result["output_ref"]
+        place = f"flame.blob.{self.application}.{self.name}.out.{ref['id']}"
+        read = f"$JS.API.DIRECT.GET.flame-blob-{self.application}.{place}"
+        answers = [await self.client.nc.request(f"{read}.{number}", timeout=5) for number in range(ref["parts"])]
+        return b"".join(answer.data for answer in answers)
 
     async def look_up(self, *tasks: str) -> dict[str, Any]:
         looks = await self.client.call(
@@ -177,6 +198,9 @@ async def main(endpoint: str, application: str) -> dict[str, Any]:
     results = await session.results_of(tasks)
     looked_up = await session.look_up(tasks[0], "never-was")
 
+    large = secrets.token_bytes(700_000)
+    [of_large] = await session.results_of([(await session.create_task(large))[0]])
+
     idle = await client.create_session(application, resources=NOWHERE)
     waiting, refused = await idle.create_task(b"nobody runs this")
     again = await idle.store(waiting, b"the same once more")
@@ -199,6 +223,7 @@ async def main(endpoint: str, application: str) -> dict[str, Any]:
         "refused": refused,
         "again": again == TAKEN,
         "waits": waits["waiting"] == [waiting] and not waits["results"],
+        "large": of_large["output"] == b"" and await session.read_output(of_large) == large,
         "cancelled": text(cancelled),
         "cancels": [cancels == {given_up: "cancelled"}, cancels_again == cancels],
         "on_request": text(on_request)["error"],

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import random
+import secrets
 import sys
 import time
 from pathlib import Path
@@ -31,6 +32,8 @@ NO_CONSUMER = 10014
 ANOTHER_VALUE = 10071
 POISON = 3
 LIMIT = 256 * 1024
+PART = 200_000
+"""Of a large value: any size will do."""
 
 
 class Lost(Exception):
@@ -164,7 +167,8 @@ class RawService:
         self.assignment: dict[str, Any] = orders["assignment"]
         self.fence = self.assignment["fence"]
         self.place = f"{self.assignment['application']}.{self.assignment['session']}"
-        common_data: bytes = self.assignment["common_data"]
+        ref = self.assignment.get("common_data_ref")
+        common_data: bytes = self.assignment["common_data"] if ref is None else await self.load(ref)
         if common_data == b"no entry":
             self.state = "binding"
             self.fault = {"code": "task_failed", "message": "no entry today", "type": "Closed"}
@@ -175,7 +179,7 @@ class RawService:
         reporting = asyncio.create_task(self.go_on_reporting())
         await self.serve_tasks()
         if common_data:
-            append(common_data.decode(), "left")
+            append(common_data.decode().strip(), "left")
         reporting.cancel()
         self.state = "released"
         await self.report()
@@ -266,6 +270,12 @@ class RawService:
         if past is None:
             return
         attempt = past.lost + past.raised + 1
+        if ref := task.get("input_ref"):
+            task["input"] = await self.load(ref)
+            if len(task["input"]) != ref["size"]:
+                fault = {"code": "value_gone", "message": f"the input {ref['id']} is not kept any more"}
+                await self.store(lease, "failed", error=fault, attempt=attempt - 1)
+                return
         past.lost += 1
         await self.note(lease, past)
         started = time.time()
@@ -411,9 +421,8 @@ class RawService:
         }
         data = msgpack.packb(record)
         if len(data) > LIMIT:
-            fault = {"code": "payload_too_large", "message": f"output of {len(output)} bytes: the limit is {LIMIT}"}
-            await self.store(lease, "failed", **(fields | {"error": fault}))
-            return
+            ref = await self.store_in_parts(output)
+            data = msgpack.packb(record | {"output": b"", "output_ref": ref})
         while True:
             with contextlib.suppress(errors.Error):
                 answer = await self.nc.request(f"flame.result.{self.place}.{lease.task}", data, timeout=5)
@@ -424,6 +433,38 @@ class RawService:
         await self.acknowledge(lease)
         if not fault:
             self.counts["succeeded" if state == "succeed" else state] += 1
+
+    async def store_in_parts(self, output: bytes) -> dict[str, Any]:
+        """Store an output one part after the other, and return what refers to it."""
+        value, parts = secrets.token_hex(8), [output[at : at + PART] for at in range(0, len(output), PART)]
+        for number, part in enumerate(parts):
+            subject = f"flame.blob.{self.place}.out.{value}.{number}"
+            while True:
+                with contextlib.suppress(errors.Error):
+                    answer = await self.nc.request(subject, part, timeout=5, headers={"Nats-TTL": "90000s"})
+                    fault = json.loads(answer.data).get("error", {})
+                    if not fault or fault["description"] == TAKEN:
+                        break
+                await asyncio.sleep(0.1)
+        return {"id": value, "size": len(output), "parts": len(parts)}
+
+    async def load(self, ref: dict[str, Any]) -> bytes:
+        """Read a large value; less than it has if it is gone."""
+        application = self.assignment["application"]
+        found = []
+        for number in range(ref["parts"]):
+            subject = f"flame.blob.{self.place}.in.{ref['id']}.{number}"
+            give_up = time.monotonic() + 5
+            while True:
+                with contextlib.suppress(errors.Error):
+                    answer = await self.nc.request(f"$JS.API.DIRECT.GET.flame-blob-{application}.{subject}", timeout=5)
+                    if status_of(answer) != "404":
+                        found.append(answer.data)
+                        break
+                    if time.monotonic() > give_up:
+                        return b""
+                await asyncio.sleep(0.1)
+        return b"".join(found)
 
     async def acknowledge(self, lease: Lease) -> None:
         self.last_handle = lease.msg.reply

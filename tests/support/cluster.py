@@ -9,11 +9,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import psutil
+import pytest
 
 import flame
 from flame.broker.embedded import EmbeddedBroker, EmbeddedBrokerConfig
@@ -121,6 +122,26 @@ class Cluster:
         return {"command": sys.executable, "arguments": [str(SERVICES / f"{name}.py")], **spec}
 
 
+C = TypeVar("C", bound=Cluster)
+
+
+@contextlib.contextmanager
+def lasting(made: C, session: pytest.Session) -> Iterator[C]:
+    """Have a cluster for the tests of a module; afterwards nothing of it is alive. Shows its logs if one has failed."""
+    try:
+        asyncio.run(made.start())
+    except BaseException:
+        asyncio.run(made.stop())
+        print(made.logs())  # noqa: T201  # pytest shows it with the failure
+        raise
+    failed = session.testsfailed
+    yield made
+    asyncio.run(made.stop())
+    if session.testsfailed > failed:
+        print(made.logs())  # noqa: T201  # pytest shows it with the failure
+    assert processes_of(made.broker.endpoint) == []
+
+
 async def executors_of(connection: flame.Connection, session_id: str) -> list[ExecutorRecord]:
     """Return the living executors of a session."""
     return [
@@ -140,7 +161,8 @@ async def started_executors(connection: flame.Connection, session_id: str) -> li
         found = await executors_of(connection, session_id)
         return found if all(executor.pid for executor in found) else []
 
-    return await eventually(known, f"the executors of session {session_id} are known")
+    found: list[ExecutorRecord] = await eventually(known, f"the executors of session {session_id} are known")
+    return found
 
 
 def alive(pid: int) -> bool:

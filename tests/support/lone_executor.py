@@ -10,19 +10,9 @@ from typing import Any, Self
 from flame.broker.memory import MemoryServer
 from flame.broker.seam import StoredMessage
 from flame.protocol import subjects, topology
-from flame.protocol.messages import (
-    LEAVE,
-    SERVE,
-    Assignment,
-    Attempts,
-    Control,
-    ExecutorReport,
-    Orders,
-    ResultRecord,
-    TaskMessage,
-    TaskOptions,
-)
+from flame.protocol.messages import Attempts, ResultRecord, TaskMessage, TaskOptions
 from flame.protocol.states import TaskState
+from flame.protocol.supervision import LEAVE, SERVE, Assignment, Control, ExecutorReport, Orders
 from flame.service.environment import ExecutorEnvironment
 from flame.service.executor import Executor
 

@@ -111,9 +111,9 @@ class Simulation:
 
     # ---- what there is
 
-    def node(self, name: str, cpu: float = 4.0, memory: int = 2**40, gpu: int = 0) -> None:
+    def node(self, name: str, cpu: float = 4.0, memory: int = 2**40, gpu: int = 0, **fields: Any) -> None:
         record = NodeRecord(
-            name=name, hostname=name, arch="x", os="y", capacity=Resources(cpu, memory, gpu), started=1.0
+            name=name, hostname=name, arch="x", os="y", capacity=Resources(cpu, memory, gpu), started=1.0, **fields
         )
         self.view.put_node(name, record, self.now)
 
@@ -198,6 +198,12 @@ class Simulation:
         view = self.view
         binds = [(step.session, name) for step in made.steps for name in step.bind]
         for name, node in view.nodes.items():
+            if node.record.application:
+                placed = [view.sessions[bound].record.application for bound, place in binds if place == name]
+                assert set(placed) <= {node.record.application}
+                taken = len(node.bindings) + len(view.promised_on.get(name, ()))
+                assert not placed or taken + len(placed) <= node.record.max_executors
+                continue
             used = node.used
             for uses in view.promised_on.get(name, ()):
                 used = used.plus(uses)

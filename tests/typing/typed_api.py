@@ -5,6 +5,7 @@ A line that must be refused says which error it expects; mypy complains of such 
 
 from __future__ import annotations
 
+import concurrent.futures
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any, assert_type
@@ -108,6 +109,14 @@ async def maps(session: flame.Session) -> None:
     async for task in session.map([b"x"], on_progress=on_progress, cancel_on_exit=False):
         assert_type(task, flame.Task)
     session.map([b"x"], on_progress=lambda done: None)  # type: ignore[arg-type,misc]
+    session.map([b"x"], key=lambda data: data.hex() if isinstance(data, bytes) else None)
+    session.map([b"x"], key=lambda data: 1)  # type: ignore[arg-type,return-value]
+    assert_type(await session.create_tasks([b"x", "y"], keys=["k", None]), list[flame.TaskHandle])
+    await session.create_tasks([b"x"], keys=[1])  # type: ignore[list-item]
+    with flame.ProgressBar("tasks", total=3, show=True) as bar:
+        assert_type(bar, flame.ProgressBar)
+        bar(1)
+        bar("1")  # type: ignore[arg-type]
 
 
 def blocking(session: flame.sync.Session) -> None:
@@ -115,9 +124,16 @@ def blocking(session: flame.sync.Session) -> None:
     assert_type(typed, flame.sync.TypedSession[Question, Answer])
     assert_type(session.typed(Question, Answer), flame.sync.TypedSession[Question, Answer])
     assert_type(typed.invoke(Question("x")).output, Answer)
-    assert_type(typed.create_task(Question("x")), flame.sync.TaskHandle)
-    for task in typed.map([Question("x")]):
+    handle = typed.create_task(Question("x"), key="k")
+    assert_type(handle, flame.sync.TypedHandle[Answer])
+    assert_type(handle.result(1.0).output, Answer)
+    assert_type(handle.handle.result(), flame.Task)
+    for done in concurrent.futures.as_completed(typed.create_tasks([Question("x")], keys=["k"])):
+        assert_type(done.result().output, Answer)
+    assert_type(session.typed(words).stream(Question("x")), flame.sync.TypedStream[str])
+    for task in typed.map([Question("x")], key=lambda question: question.text, on_progress=flame.ProgressBar("asked")):
         assert_type(task.output, Answer)
+    typed.map([Question("x")], key=lambda question: 1)  # type: ignore[arg-type,return-value]
     for chunk in session.typed(words).stream(Question("x")):
         assert_type(chunk.value, str)
     typed.invoke(1)  # type: ignore[arg-type]

@@ -14,8 +14,10 @@ import annotated_types
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from flame.protocol import defaults
 from flame.protocol.messages import TaskFault, TaskOptions
 from flame.protocol.resources import Resources
+from flame.protocol.values import ValueRef
 
 LETTERS: Final = string.ascii_letters + string.digits + "_-"
 LEGAL: Final = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
@@ -101,6 +103,15 @@ json_objects: Final = st.dictionaries(
 T = TypeVar("T")
 
 
+value_refs = st.builds(
+    ValueRef,
+    id=tokens,
+    size=st.integers(1000, defaults.VALUE_LIMIT_BYTES),
+    parts=st.integers(1, 1000),
+    digest=st.binary(max_size=32),
+)
+
+
 def made_of_fields(kind: type[T], **known: st.SearchStrategy[Any]) -> st.SearchStrategy[T]:
     """Make examples of a dataclass or model with anything in each field that its type allows.
 
@@ -145,4 +156,5 @@ _SIMPLE: Final[dict[Any, st.SearchStrategy[Any]]] = {
     type(None): st.none(),
     Resources: amounts,
     TaskOptions: task_options,
+    ValueRef: value_refs,
 }

@@ -132,7 +132,7 @@ def test_a_document_has_the_fields_that_help_lists(kind: str) -> None:
             },
         ),
         ("executor", set(ExecutorRecord.model_fields), {"counted_to"}),
-        ("node", set(NodeInfo.model_fields), set()),
+        ("node", set(NodeInfo.model_fields), {"application"}),
         ("task", set(Task.__dataclass_fields__), {"session_id"}),
         ("event", set(ClusterEvent.__dataclass_fields__), {"record"}),
     ],
@@ -213,6 +213,8 @@ def test_a_node_says_how_it_holds_executors_to_what_they_asked_for() -> None:
     assert nodes.held_by(NODE) == "-"
     assert nodes.held_by(NODE.changed(memory_by="cgroup2", cpu_by="cgroup2")) == "cgroup2"
     assert nodes.held_by(NODE.changed(memory_by="watch", cpu_by="affinity")) == "watch,affinity"
+    assert nodes.held_by(NODE.changed(application="agent", memory_by="none")) == "attached, for agent"
+    assert nodes.document(NODE.changed(application="agent"))["serves"] == "attached, for agent"
     assert len(nodes.row(NODE)) == len(nodes.COLUMNS)
 
 

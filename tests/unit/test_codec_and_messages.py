@@ -14,30 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flame.errors import FlameError, InvalidArgument, MalformedMessage, SessionNotFound, UnsupportedVersion
-from flame.protocol import messages as protocol
+from flame.protocol import messages as hot_path
+from flame.protocol import supervision
 from flame.protocol.api import CreateSession, Info, LookUpTasks, TaskLooks, answer_error, answer_ok, read_answer
 from flame.protocol.chunks import ChunkMessage
 from flame.protocol.codec import VERSION, pack, unpack
 from flame.protocol.codes import ErrorCode
 from flame.protocol.events import ClusterEvent
-from flame.protocol.messages import (
-    LEAVE,
-    SERVE,
-    WAIT,
-    Attempts,
-    Control,
-    ExecutorReport,
-    LogChunk,
-    Orders,
-    ResultRecord,
-    RunningEvent,
-    TaskFault,
-    TaskMessage,
-    TaskOptions,
-)
+from flame.protocol.messages import Attempts, ResultRecord, RunningEvent, TaskFault, TaskMessage, TaskOptions
 from flame.protocol.progress import Progress
 from flame.protocol.records import ApplicationSpec, SessionOptions
 from flame.protocol.states import TaskState
+from flame.protocol.supervision import LEAVE, SERVE, WAIT, Control, ExecutorReport, LogChunk, Orders
 from tests.unit.strategies import amounts, anything, made_of_fields, newer_keys, plain_text
 
 
@@ -70,7 +58,10 @@ messages = st.sampled_from(list(MESSAGES)).flatmap(lambda kind: MESSAGES[kind])
 
 def test_every_kind_of_message_is_tested_here() -> None:
     kinds = {
-        value for value in vars(protocol).values() if inspect.isclass(value) and value.__module__ == protocol.__name__
+        value
+        for module in (hot_path, supervision)
+        for value in vars(module).values()
+        if inspect.isclass(value) and value.__module__ == module.__name__
     }
     assert {kind for kind in kinds if hasattr(kind, "decode")} | {ClusterEvent, ChunkMessage, Progress} == set(MESSAGES)
 

@@ -21,10 +21,11 @@ from flame.protocol.forking import (
     decode_for_template,
     difference,
 )
-from flame.protocol.messages import Assignment
+from flame.protocol.supervision import Assignment
 from tests.unit.strategies import counts, plain_text, times
 
 limits = st.tuples(counts, counts)
+pids = st.integers(2, 2**31)
 assignments = st.builds(
     Assignment, application=plain_text, session=plain_text, epoch=counts, stream=plain_text, consumer=plain_text
 )
@@ -42,9 +43,9 @@ TO_TEMPLATE = st.one_of(
     st.builds(Finish),
 )
 TO_MANAGER = st.one_of(
-    st.builds(Forked, executor=plain_text, pid=counts),
+    st.builds(Forked, executor=plain_text, pid=pids),
     st.builds(NotForked, executor=plain_text, reason=plain_text),
-    st.builds(Ended, executor=plain_text, pid=counts, status=st.integers(-64, 255)),
+    st.builds(Ended, executor=plain_text, pid=pids, status=st.integers(-64, 255)),
 )
 
 
@@ -76,6 +77,8 @@ def test_what_is_of_a_kind_that_came_later_is_nothing(decode: Any) -> None:
         (decode_for_template, {"kind": "adopt"}),
         (decode_for_template, {"kind": "adopt", "folder": "/", "ahead": "many"}),
         (decode_for_manager, {"kind": "forked", "executor": "e"}),
+        *((decode_for_manager, {"kind": "forked", "executor": "e", "pid": pid}) for pid in (1, 0, -1, -7)),
+        (decode_for_manager, {"kind": "ended", "executor": "e", "pid": 0, "status": 0}),
         (decode_for_manager, {"kind": "ended", "executor": "e", "pid": 7, "status": None}),
     ],
 )

@@ -34,7 +34,7 @@ async def handlers_of() -> AsyncIterator[Callable[..., Handlers]]:
     made: list[Handlers] = []
 
     def make(service: object, concurrency: int = 1) -> Handlers:
-        made.append(Handlers(service, concurrency))
+        made.append(Handlers(service))
         return made[-1]
 
     yield make
@@ -215,7 +215,7 @@ def test_what_is_no_service_is_refused_with_the_likely_mistake(service: object, 
 
 def test_handlers_of_what_has_no_handler_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="object has no on_task_invoke"):
-        Handlers(object(), 1)
+        Handlers(object())
 
 
 # ---- what they return

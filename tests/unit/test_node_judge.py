@@ -33,7 +33,8 @@ class Cluster:
         self.connected = True
         self.reads = 0
         self._beat = 0
-        store = SimpleNamespace(nodes=SimpleNamespace(refresh=self._read))
+        self.application = ""
+        store = SimpleNamespace(nodes=SimpleNamespace(refresh=self._read, delete=self._delete))
         self.announced: list[NodeState] = []
         herald = SimpleNamespace(node=lambda _name, _before, after: self.announced.append(after.state))
         self.judge = NodeJudge(cast(Any, self), self.view, cast(Any, store), cast(Any, herald), lambda: None)
@@ -41,7 +42,14 @@ class Cluster:
 
     def _feed(self) -> None:
         node = NodeRecord(
-            name="n", hostname="h", arch="x", os="y", capacity=Resources(1, 1, 0), started=1.0, beat=self._beat
+            name="n",
+            hostname="h",
+            arch="x",
+            os="y",
+            capacity=Resources(1, 1, 0),
+            started=1.0,
+            beat=self._beat,
+            application=self.application,
         )
         self.view.put_node("n", node, self.loop.time())
 
@@ -54,6 +62,9 @@ class Cluster:
         if self.view.nodes["n"].record.beat != self._beat:
             self._feed()
 
+    async def _delete(self, name: str) -> None:
+        self.view.put_node(name, None, self.loop.time())
+
     async def run(self, seconds: float) -> set[NodeState]:
         """Let time pass and return every state that the node was in."""
         seen = set()
@@ -64,6 +75,8 @@ class Cluster:
                 if self.heard:
                     self._feed()
             self.judge.judge(self.loop.time())
+            if "n" not in self.view.nodes:
+                break
             seen.add(self.view.nodes["n"].state)
             await asyncio.sleep(ROUND_S)
         return seen
@@ -77,6 +90,19 @@ def test_a_node_that_is_gone_is_given_up_in_time() -> None:
         assert NodeState.NOT_READY in await cluster.run(1)
         assert cluster.reads == 2
         assert cluster.announced == [NodeState.UNKNOWN, NodeState.NOT_READY]
+        await cluster.judge.stop()
+
+    run_virtually(program())
+
+
+def test_a_node_that_was_one_attached_process_is_forgotten_when_it_is_given_up() -> None:
+    async def program() -> None:
+        cluster = Cluster()
+        cluster.application = "app"
+        await cluster.run(5)
+        cluster.beats = False
+        await cluster.run(60)
+        assert cluster.view.nodes == {}
         await cluster.judge.stop()
 
     run_virtually(program())

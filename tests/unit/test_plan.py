@@ -36,9 +36,13 @@ MIB = 2**20
 # ---- making views
 
 
-def node(name: str, cpu: float = 4.0, *, memory: int = 2**40, gpu: int = 0, stopping: bool = False) -> NodeRecord:
+def node(name: str, cpu: float = 4.0, *, memory: int = 2**40, gpu: int = 0, **fields: Any) -> NodeRecord:
     capacity = Resources(cpu, memory, gpu)
-    return NodeRecord(name=name, hostname=name, arch="x", os="y", capacity=capacity, started=1.0, stopping=stopping)
+    return NodeRecord(name=name, hostname=name, arch="x", os="y", capacity=capacity, started=1.0, **fields)
+
+
+def attached(name: str, application: str = APPLICATION, *, seats: int = 1) -> NodeRecord:
+    return node(name, 0.0, memory=0, application=application, max_executors=seats)
 
 
 def application(name: str = APPLICATION, **spec: Any) -> ApplicationRecord:
@@ -201,7 +205,15 @@ def facts(draw: st.DrawFn) -> dict[str, list[Fact]]:
     nodes: list[Fact] = []
     for name in names:
         capacity = draw(capacities)
-        record = node(name, capacity.cpu, memory=capacity.memory, gpu=capacity.gpu, stopping=draw(st.booleans()))
+        record = node(
+            name,
+            capacity.cpu,
+            memory=capacity.memory,
+            gpu=capacity.gpu,
+            stopping=draw(st.booleans()),
+            application=draw(st.sampled_from(["", "", "", APPLICATION, "other"])),
+            max_executors=draw(st.sampled_from([0, 1, 1, 2])),
+        )
         nodes.append((name, record, NOW - draw(st.sampled_from([0.0, 0.0, 0.0, 6.0, 16.0]))))
     sessions = [
         draw(sessions_and_what_is_known_beside(f"s{number}", names)) for number in range(draw(st.integers(0, 6)))
@@ -281,6 +293,13 @@ def free_after(view: View, made: Plan) -> dict[str, Resources]:
     return free
 
 
+def seats_after(view: View, made: Plan, name: str) -> float:
+    """Return how many more executors a node that serves one application takes once the plan is carried out."""
+    record = view.nodes[name].record
+    given = sum(step.bind.count(name) for step in made.steps)
+    return (record.max_executors or math.inf) - len(view.nodes[name].bindings) - given
+
+
 # ---- what it may never do
 
 
@@ -312,7 +331,17 @@ def test_a_node_is_never_given_more_than_it_has(view: View) -> None:
     made = plan(view, NOW)
     free = free_after(view, made)
     for name in {name for step in made.steps for name in step.bind}:
-        assert all(amount >= -1e-9 for amount in free[name])
+        if view.nodes[name].record.application:
+            assert seats_after(view, made, name) >= 0
+        else:
+            assert all(amount >= -1e-9 for amount in free[name])
+
+
+@given(views())
+def test_a_node_that_serves_one_application_gets_no_session_of_another(view: View) -> None:
+    for step in plan(view, NOW).steps:
+        for name in step.bind:
+            assert view.nodes[name].record.application in ("", view.sessions[step.session].record.application)
 
 
 @given(views())
@@ -403,7 +432,16 @@ def test_a_session_with_a_waiting_task_is_served_wherever_there_is_room(view: Vi
         ready = known.retry_at <= NOW and not full and not step.replace and known.record.state is SessionState.OPEN
         if known.demand and not known.busy and ready and alone and not room_is_made(made):
             request = view.request_of(session_id)
-            roomy = [name for name, room in free.items() if view.nodes[name].takes and request.fits_in(room)]
+            roomy = [
+                name
+                for name, room in free.items()
+                if view.nodes[name].takes and view.nodes[name].record.application == "" and request.fits_in(room)
+            ]
+            roomy += [
+                name
+                for name, there in view.nodes.items()
+                if there.takes and there.record.application == APPLICATION and seats_after(view, made, name) > 0
+            ]
             assert step.bind or not roomy
 
 

@@ -158,6 +158,9 @@ def simulations(draw: st.DrawFn) -> Simulation:
     for number in range(draw(st.integers(1, 4))):
         cpu, gpu = draw(st.sampled_from([1.0, 2.0, 4.0])), draw(st.sampled_from([0, 0, 2]))
         simulation.node(f"n{number}", cpu, draw(st.sampled_from([2, 8, 64])) * 2**30, gpu)
+    for number in range(draw(st.integers(0, 2))):
+        seats = draw(st.integers(1, 2))
+        simulation.node(f"attached{number}", 0.0, 0, application=draw(st.sampled_from("ab")), max_executors=seats)
     for name in ("a", "b"):
         simulation.application(
             name,
@@ -227,6 +230,11 @@ def test_what_is_free_is_used_by_whoever_can(simulation: Simulation) -> None:
         )
         full |= view.max_executors is not None and len(view.bindings) >= view.max_executors
         together = not session.bindings and view.least(session) > 1
-        fits = any(session.record.options.resources.fits_in(node.free) for node in view.nodes.values())
+        fits = any(
+            len(node.bindings) < node.record.max_executors and node.record.application == session.record.application
+            if node.record.application
+            else session.record.options.resources.fits_in(node.free)
+            for node in view.nodes.values()
+        )
         assert full or together or not fits, name
         assert session.waits_for or len(session.bindings) >= view.most(session)

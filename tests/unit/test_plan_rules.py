@@ -11,7 +11,7 @@ from flame.protocol.states import CloseMode, ExecutorState, Placement, SessionSt
 from flame_services.scheduler import reasons
 from flame_services.scheduler.plan import Step, plan
 from flame_services.scheduler.view import View
-from tests.unit.test_plan import APPLICATION, NOW, Cluster, application, key_of, node
+from tests.unit.test_plan import APPLICATION, NOW, Cluster, application, attached, key_of, node, served
 
 ONE = Resources(cpu=1)
 
@@ -277,3 +277,76 @@ def test_what_needs_nothing_costs_nothing() -> None:
     view.planned(plan(view, NOW))
     assert view.due(NOW + 1000) == []
     assert view.next_due(NOW) == math.inf
+
+
+# ---- nodes that serve one application
+
+
+def bound_to(cluster: Cluster, name: str) -> list[str]:
+    return next((step.bind for step in cluster.plan().steps if step.session == name), [])
+
+
+def test_a_process_that_somebody_has_attached_is_taken_first() -> None:
+    cluster = Cluster(node("a", cpu=100.0), attached("b"))
+    cluster.open("s", demand=True, min_instances=2)
+    assert sorted(bound_to(cluster, "s")) == ["a", "b"]
+    cluster = Cluster(node("a", cpu=100.0), attached("b"))
+    cluster.open("s", demand=True)
+    assert bound_to(cluster, "s") == ["b"]
+
+
+def test_an_attached_process_is_not_tried_again_at_once_where_the_session_just_failed() -> None:
+    cluster = Cluster(node("a"), attached("b"))
+    cluster.open("s", demand=True).avoid = "b"
+    assert bound_to(cluster, "s") == ["a"]
+    cluster = Cluster(attached("b"))
+    cluster.open("s", demand=True).avoid = "b"
+    assert bound_to(cluster, "s") == ["b"]
+
+
+def test_an_attached_process_serves_whatever_its_session_asks_for() -> None:
+    cluster = Cluster(node("a"), attached("b"))
+    asks = Resources(0.1, 0, 1)
+    cluster.open("s", demand=True, resources=asks)
+    assert bound_to(cluster, "s") == ["b"]
+    cluster.open("t", demand=True, resources=asks, created=2.0)
+    made = cluster.plan()
+    assert made.waits == {"t": "needs gpu=1; no node has one"}
+
+
+def test_who_needs_more_at_once_than_are_attached_is_told_what_no_node_has() -> None:
+    cluster = Cluster(node("a"), attached("b"))
+    cluster.open("s", min_instances=2, resources=Resources(0.1, 0, 1))
+    made = cluster.plan()
+    assert (made.steps, made.waits) == ([], {"s": "needs gpu=1; no node has one"})
+
+
+def test_room_for_those_that_begin_at_once_is_made_besides_what_is_attached() -> None:
+    cluster = Cluster(node("a", cpu=1.0), attached("b"))
+    low = cluster.open("low", resources=Resources(1.0, 0, 0), max_instances=1)
+    bound = cluster.bind("low", "a")
+    cluster.report(bound)
+    assert served(low)
+    cluster.open("high", min_instances=2, priority=1, resources=Resources(1.0, 0, 0))
+    made = cluster.plan()
+    assert made.waits == {"high": reasons.ROOM_IS_MADE}
+    assert [(step.session, step.leave, step.bind) for step in made.steps] == [("low", [key_of(bound)], [])]
+
+
+def test_an_attached_process_that_is_idle_is_kept_and_never_taken_for_another_session() -> None:
+    cluster = Cluster(attached("b"), delay_release_s=0.0)
+    cluster.open("s")
+    cluster.report(cluster.bind("s", "b"), idle_for_s=1000.0)
+    cluster.open("t", demand=True, priority=2)
+    made = cluster.plan()
+    assert made.steps == []
+    assert made.waits == {"t": reasons.NO_COMMON_NODE}
+
+
+def test_an_attached_process_adds_nothing_to_what_the_cluster_has() -> None:
+    cluster = Cluster(node("a", cpu=2.0), attached("b", "other"), attached("c", "other"))
+    for number in range(3):
+        cluster.open(f"s{number}", demand=True, resources=Resources(1.0, 0, 0), created=float(number))
+    made = cluster.plan()
+    assert sorted(name for step in made.steps for name in step.bind) == ["a", "a"]
+    assert made.waits == {"s2": "needs cpu=1; no node has that much free now"}

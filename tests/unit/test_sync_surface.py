@@ -14,13 +14,35 @@ import pytest
 
 import flame
 import flame.sync
+from flame.calls import call
+from flame.calls import session as function_session
 from flame.client import api, connection, session, task, typed
 from flame.sync import background, callbacks, iterators, mapping
 
 NOT_FOR_USERS = {
     "Connection": {"broker", "task_ids", "keep_alive", "call", "request_close", "get_session_record", "forget"},
     "TypedSession": {"read_chunk"},
-    "Session": {"listen", "reconcile_now", "abandon"},
+    "TypedHandle": {"handle"},  # an attribute of both
+    "Session": {"listen", "reconcile_now", "abandon", "submit", "leave_large_outputs"},
+    "FunctionSession": {"caller", "check", "input_of", "make"},
+    "FunctionCall": {
+        "dependencies",
+        "ended",
+        "fail",
+        "fail_because_of",
+        "failed_with",
+        "is_large",
+        "message",
+        "met",
+        "options",
+        "output",
+        "read",
+        "small_output",
+        "submitted",
+        "unmet",
+        "value",
+    },
+    "RemoteFunction": {"prepare"},
     "TaskHandle": {
         "created",
         "digest",
@@ -40,16 +62,23 @@ NOT_FOR_USERS = {
 OF_A_FUTURE = {"result", "exception", "add_done_callback", "cancelled", "running", "lose_by_fork", "lose"}
 """What a synchronous handle has because it is a `concurrent.futures.Future`, and for its background."""
 
+OF_AN_ITERATOR = {"next", "close"}
+"""What a synchronous iterator has: a time limit, and its end, where the other is left by ``async with``."""
+
+EXTRA = {"TypedStream": OF_AN_ITERATOR, **dict.fromkeys(("TaskHandle", "TypedHandle", "FunctionCall"), OF_A_FUTURE)}
+
 DIFFERENT: dict[str, tuple[str, str]] = {
     "Session.map.inputs": (
         "Iterable[bytes | str] | AsyncIterable[bytes | str]",
         "Iterable[bytes | str]",
     ),  # they are taken on the calling thread
-    "TypedSession.create_task()": ("TypedHandle[O]", "TaskHandle"),  # a future of the task with bytes
-    "TypedSession.create_tasks()": ("list[TypedHandle[O]]", "list[TaskHandle]"),
-    "TypedSession.stream()": ("TypedStream[O]", "Generator[TypedChunk[O], None, None]"),
     "TypedSession.map.inputs": ("Iterable[I] | AsyncIterable[I]", "Iterable[I]"),
     "TypedSession.map()": ("AsyncGenerator[TypedTask[O], None]", "Generator[TypedTask[O], None, None]"),
+    "FunctionSession.map.inputs": ("Iterable[Any] | AsyncIterable[Any]", "Iterable[Any]"),
+    "FunctionSession.map()": ("AsyncGenerator[R | TaskError, None]", "Generator[R | TaskError, None, None]"),
+    "FunctionCall.cancel()": ("TaskState", "bool"),
+    "TypedHandle.cancel()": ("TaskState", "bool"),
+    "TypedHandle.finished(...)": ("()", "(timeout)"),
     "TaskHandle.cancel()": ("TaskState", "bool"),  # as that of any future; the state is that of handle.task
     "TaskHandle.finished(...)": ("()", "(timeout)"),  # there is no asyncio.timeout to put around it
 }
@@ -60,6 +89,10 @@ CLASSES: list[tuple[type, type]] = [
     (session.Session, flame.sync.Session),
     (task.TaskHandle, flame.sync.TaskHandle),
     (typed.TypedSession, flame.sync.TypedSession),
+    (typed.TypedHandle, flame.sync.TypedHandle),
+    (typed.TypedStream, flame.sync.TypedStream),
+    (function_session.FunctionSession, flame.sync.FunctionSession),
+    (call.FunctionCall, flame.sync.FunctionCall),
 ]
 ENTERING = {"__aenter__": "__enter__", "__aexit__": "__exit__"}
 WAITED_FOR = re.compile(r"^(AsyncIterator|AsyncGenerator|ClusterEvents)(?:\[([\w ]+)(?:, None)?\])?$")
@@ -100,7 +133,7 @@ def differences(name: str, theirs: Callable[..., Any], ours: Callable[..., Any])
 def test_each_method_has_its_counterpart_with_the_same_signature(theirs: type, ours: type) -> None:
     kind = theirs.__name__
     wanted = public(vars(theirs)) - NOT_FOR_USERS.get(kind, set())
-    extra = OF_A_FUTURE if kind == "TaskHandle" else set()
+    extra = EXTRA.get(kind, set())
     inherited = {name for name in wanted if name not in vars(ours) and hasattr(ours, name)}
     assert wanted - inherited == public(vars(ours)) - extra
     for name in (*wanted, *(ENTERING if hasattr(theirs, "__aenter__") else ())):
@@ -123,7 +156,8 @@ def test_each_function_of_the_package_has_its_counterpart() -> None:
         "run"  # a service's
     }
     ours = {name: getattr(flame.sync, name) for name in flame.sync.__all__}
-    assert {name for name, value in ours.items() if inspect.isfunction(value)} == {*theirs, "close"}
+    assert {name for name, value in ours.items() if inspect.isfunction(value)} == {*theirs, "close", "functions"}
+    assert differences("functions", flame.functions, flame.sync.functions) == []
     for name, function in theirs.items():
         assert differences(name, function, ours[name]) == []
 
@@ -133,13 +167,20 @@ def test_the_names_are_these_and_each_says_what_it_is() -> None:
         "BlockingIterator",
         "ChunkStream",
         "Connection",
+        "FunctionCall",
+        "FunctionSession",
+        "Instance",
+        "RemoteFunction",
         "Session",
         "TaskHandle",
+        "TypedHandle",
         "TypedSession",
+        "TypedStream",
         "close",
         "close_session",
         "connect",
         "create_session",
+        "functions",
         "open_session",
         "register_application",
     ]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flame.protocol.messages import ExecutorReport
 from flame.protocol.states import ExecutorState, TaskState
+from flame.protocol.supervision import ExecutorReport
 from flame.service.counts import Counts
 
 

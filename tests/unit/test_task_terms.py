@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flame.protocol import defaults
-from flame.protocol.messages import Assignment, TaskFault, TaskOptions
+from flame.protocol.messages import TaskFault, TaskOptions
+from flame.protocol.supervision import Assignment
 from flame.service.terms import Terms, may_retry, retry_pause_s
 
 

@@ -154,8 +154,15 @@ def test_another_kind_of_loop_is_refused() -> None:
 async def test_while_a_thread_works_time_passes_as_usual() -> None:
     with VirtualClock() as clock:
         async with asyncio.timeout(60):  # a jump would end it
-            await asyncio.to_thread(time.sleep, 0.05)
-        assert 0.02 < clock.elapsed < 50
+            await asyncio.to_thread(time.sleep, 0.3)
+        assert 0.2 < clock.elapsed < 50
+
+
+async def test_what_a_thread_does_at_once_takes_no_time() -> None:
+    with VirtualClock() as clock:
+        for _ in range(20):
+            await asyncio.to_thread(time.sleep, 0.001)
+        assert clock.elapsed < 0.02
 
 
 async def test_while_a_socket_is_open_time_passes_as_usual_but_for_advance() -> None:

@@ -19,7 +19,7 @@ KIB, MIB, GIB, HOUR_S = 1024, 1024**2, 1024**3, 3600.0
 # ---- the table of defaults
 
 
-def test_an_input_an_output_and_common_data_have_256_kib_and_the_server_takes_8_mib() -> None:
+def test_a_message_holds_256_kib_of_a_value_and_the_server_takes_8_mib() -> None:
     assert defaults.INLINE_LIMIT_BYTES == 256 * KIB
     assert defaults.MAX_PAYLOAD_BYTES == 8 * MIB
     field = EmbeddedBrokerConfig.__dataclass_fields__["max_payload_bytes"]
@@ -160,9 +160,23 @@ def test_chunks_are_kept_as_long_as_results_up_to_a_gib_and_lose_what_is_old() -
     assert not stream.one_per_subject
 
 
+def test_parts_of_large_values_are_dropped_by_nothing_but_a_time_of_their_own() -> None:
+    stream = topology.blob_stream("app")
+    assert stream.subjects == ("flame.blob.app.*.*.*.*",)
+    assert (stream.max_messages, stream.max_bytes, stream.max_age_s) == (topology.UNLIMITED, topology.UNLIMITED, 0.0)
+    assert stream.one_per_subject
+    assert stream.refuse_when_full
+    assert stream.direct
+    assert stream.message_ttl
+    assert defaults.VALUE_AGE_S > defaults.RESULT_AGE_S
+    assert defaults.VALUE_LIMIT_BYTES == GIB
+    assert 0 < defaults.VALUE_PART_BYTES < defaults.MAX_PAYLOAD_BYTES - 4096
+
+
 def test_results_can_be_kept_before_a_task_can_be_asked_for() -> None:
     names = [stream.name for stream in topology.application_streams("app")]
-    assert sorted(names) == ["flame-chunk-app", "flame-log-app", "flame-result-app", "flame-task-app"]
+    kinds = ["blob", "chunk", "log", "result", "task"]
+    assert sorted(names) == [f"flame-{kind}-app" for kind in kinds]
     assert names[-1] == subjects.task_stream("app")
 
 

@@ -49,9 +49,15 @@ class AnyOrder(RuleBasedStateMachine):
         self.revision += 1
         self.view.put_session(name, None, self.revision)
 
-    @rule(name=st.sampled_from(NODES), at=st.floats(0, 100), stopping=st.booleans())
-    def put_node(self, name: str, at: float, stopping: bool) -> None:
-        self.view.put_node(name, node(name, stopping=stopping), NOW + at)
+    @rule(
+        name=st.sampled_from(NODES),
+        at=st.floats(0, 100),
+        stopping=st.booleans(),
+        serves=st.sampled_from(["", "", APPLICATION, "other"]),
+    )
+    def put_node(self, name: str, at: float, stopping: bool, serves: str) -> None:
+        record = node(name, stopping=stopping, application=serves, max_executors=1)
+        self.view.put_node(name, record, NOW + at)
 
     @rule(name=st.sampled_from(NODES))
     def drop_node(self, name: str) -> None:

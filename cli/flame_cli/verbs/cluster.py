@@ -27,6 +27,13 @@ def up(
         int, typer.Option(metavar="PORT", min=0, max=65535, help="Port of the broker; 0 for a free one.")
     ] = 4222,
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address that the broker listens on.")] = "127.0.0.1",
+    client_code: Annotated[
+        bool,
+        typer.Option(
+            help="Have the applications that run what clients send, flmexec and flmfunc. Without, a new cluster has"
+            " neither; those of an old one stay."
+        ),
+    ] = True,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show the logs of the services here, not in files.")
     ] = False,
@@ -42,4 +49,5 @@ def up(
     from flame_cli.up import UpOptions
     from flame_cli.up import up as run_up
 
-    run_up(UpOptions(data_dir=data_dir.expanduser().absolute(), host=host, port=port, verbose=verbose))
+    folder = data_dir.expanduser().absolute()
+    run_up(UpOptions(data_dir=folder, host=host, port=port, client_code=client_code, verbose=verbose))

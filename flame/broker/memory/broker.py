@@ -173,7 +173,7 @@ class MemoryBroker:
         return await self.calls.ask(f"read {pattern}", first)
 
     async def begin_store(
-        self, subject: str, data: bytes, timeout_s: float, then_acknowledge: str = ""
+        self, subject: str, data: bytes, timeout_s: float, then_acknowledge: str = "", ttl_s: float = 0.0
     ) -> asyncio.Future[int]:
         """See `flame.broker.seam.Broker.begin_store`."""
 
@@ -184,7 +184,7 @@ class MemoryBroker:
 
         return self.calls.begin(
             f"store on {subject}",
-            lambda: self._server.publish(subject, data),
+            lambda: self._server.publish(subject, data, ttl_s),
             timeout_s,
             self.calls.loss_of_stores(),
             len(data),
@@ -212,6 +212,11 @@ class MemoryBroker:
     async def last(self, stream: str, subject: str) -> StoredMessage | None:
         """See `flame.broker.seam.Broker.last`."""
         return await self.calls.ask(f"read {subject}", lambda: self._server.stream(stream).last(subject))
+
+    async def peek(self, stream: str, subject: str) -> bytes | None:
+        """See `flame.broker.seam.Broker.peek`."""
+        found = await self.calls.ask(f"read {subject}", lambda: self._server.stream(stream).last(subject))
+        return None if found is None else found.data
 
     def read(
         self, stream: str, pattern: str, *, after: int = 0, follow: bool = False

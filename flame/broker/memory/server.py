@@ -101,7 +101,7 @@ class MemoryServer:
         """Drop a connection that was closed."""
         self._brokers.pop(broker, None)
 
-    def publish(self, subject: str, data: bytes) -> int:
+    def publish(self, subject: str, data: bytes, ttl_s: float = 0.0) -> int:
         """Send to whoever listens and store where a stream takes it; return the sequence there.
 
         Raises `StreamMissing` if nobody is there at all, `Unanswered` if there are just listeners, and what storing
@@ -113,7 +113,7 @@ class MemoryServer:
             if heard:
                 raise Unanswered
             raise StreamMissing("no stream takes it")
-        sequence = stream.store(subject, data)
+        sequence = stream.store(subject, data, ttl_s)
         if stream.spec.republish is not None:
             announced = rewrite(*stream.spec.republish, subject)
             if announced is not None:

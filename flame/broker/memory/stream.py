@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import time
 from collections import OrderedDict
@@ -38,6 +39,8 @@ class MemoryStream:
         self._by_subject: dict[str, dict[int, None]] = {}
         self._bytes = 0
         self._last = 0
+        self._ends: list[tuple[float, int]] = []
+        """When messages with a time to live of their own go, the next one first, and their sequences."""
         self._by_filter: PatternTree[MemoryConsumer] = PatternTree()
         self.consumers: dict[str, MemoryConsumer] = {}
         self.followers: PatternTree[Callable[[], None]] = PatternTree()
@@ -52,10 +55,12 @@ class MemoryStream:
 
     # ---- messages
 
-    def store(self, subject: str, data: bytes) -> int:
-        """Store a message and return its sequence; raise `Duplicate` or `StreamFull`."""
+    def store(self, subject: str, data: bytes, ttl_s: float = 0.0) -> int:
+        """Store a message and return its sequence; raise `Duplicate`, `StreamFull` or `BrokerError`."""
         self._expire()
         spec = self.spec
+        if ttl_s and not spec.message_ttl:
+            raise BrokerError("per-message TTL is disabled (10166)")
         size = _OVERHEAD_BYTES + len(subject) + len(data)
         taken = self._by_subject.get(subject) if spec.one_per_subject else None
         if spec.refuse_when_full:
@@ -71,6 +76,8 @@ class MemoryStream:
         message = StoredMessage(subject, data, self._last, time.time())
         self._stored[self._last] = _Stored(message, self._clock.time(), size)
         self._by_subject.setdefault(subject, {})[self._last] = None
+        if ttl_s:
+            heapq.heappush(self._ends, (self._clock.time() + ttl_s, self._last))
         self._bytes += size
         self._make_room()
         for consumer in self._by_filter.find(subject):
@@ -145,6 +152,8 @@ class MemoryStream:
         return [sequence for sequence, stored in self._stored.items() if matches(pattern, stored.message.subject)]
 
     def _expire(self) -> None:
+        while self._ends and self._ends[0][0] <= self._clock.time():
+            self.remove(heapq.heappop(self._ends)[1])
         if self.spec.max_age_s <= 0:
             return
         oldest = self._clock.time() - self.spec.max_age_s

@@ -9,6 +9,7 @@ from typing import Final
 from flame.broker.memory.calls import Calls
 from flame.broker.memory.clock import Timer
 from flame.broker.seam import Entry, EntryHandler, Listener
+from flame.broker.told import ToldKeys
 from flame.cancel import end_task
 from flame.errors import FlameError
 from flame.logs import get_logger
@@ -39,11 +40,10 @@ class MemoryWatch:
         self._bucket = bucket
         self._pattern = pattern
         self._what = f"watch {bucket}.{pattern}"
-        self._handler = handler
         self._on_repair = on_repair
         self._clock = calls.server.clock
         self._chance = calls.server.chance
-        self._revisions: dict[str, int] = {}
+        self._told = ToldKeys(handler)
         self._missed = False
         """Known to the server only: a change did not arrive."""
         self._repairing: asyncio.Task[None] | None = None
@@ -104,24 +104,12 @@ class MemoryWatch:
     def _take(self, found: list[Entry], revision: int) -> None:
         for entry in found:
             self._on_entry(entry)
-        there = {entry.key for entry in found}
-        for key in [key for key in self._revisions if key not in there]:
-            self._on_entry(Entry(key, None, revision))
+        if not self._stopped:
+            self._told.tell_gone({entry.key for entry in found}, revision)
 
     def _on_entry(self, entry: Entry) -> None:
-        known = self._revisions.get(entry.key)
-        if self._stopped or (entry.value is None and known is None):
-            return
-        if entry.value is None:
-            del self._revisions[entry.key]
-        elif known is not None and entry.revision <= known:
-            return
-        else:
-            self._revisions[entry.key] = entry.revision
-        try:
-            self._handler(entry)
-        except Exception:
-            log.exception("watch handler failed", key=entry.key)
+        if not self._stopped:
+            self._told.tell(entry)
 
     # ---- repair
 

@@ -11,7 +11,6 @@ from typing import Any, Final, TypeVar
 from flame.broker.seam import Broker
 from flame.errors import FlameError
 from flame.protocol import defaults, subjects
-from flame.protocol.messages import Assignment
 from flame.protocol.records import (
     ApplicationRecord,
     ApplicationSpec,
@@ -20,6 +19,8 @@ from flame.protocol.records import (
     decode_record,
 )
 from flame.protocol.states import SessionState
+from flame.protocol.supervision import Assignment
+from flame.protocol.values import ValueRef
 from flame_services.executor_manager.handout import Handout, read_handout
 from flame_services.executor_manager.launch import LaunchRefused
 
@@ -88,6 +89,7 @@ def _is_fresh(binding: BindingRecord) -> bool:
 
 
 def _assignment(binding: BindingRecord, spec: ApplicationSpec, max_executors: int, handout: Handout) -> Assignment:
+    data = handout.common_data
     return Assignment(
         application=binding.application,
         session=binding.session,
@@ -95,7 +97,8 @@ def _assignment(binding: BindingRecord, spec: ApplicationSpec, max_executors: in
         stream=subjects.task_stream(binding.application),
         consumer=binding.consumer,
         fence=binding.fence,
-        common_data=handout.common_data,
+        common_data=b"" if isinstance(data, ValueRef) else data,
+        common_data_ref=data if isinstance(data, ValueRef) else None,
         common_data_version=handout.common_data_version,
         credentials=handout.credentials,
         delegations=handout.delegations,

@@ -13,8 +13,8 @@ from flame.broker.seam import Broker
 from flame.errors import FlameError
 from flame.logs import get_logger
 from flame.protocol import topology
-from flame.protocol.messages import Assignment
 from flame.protocol.records import BindingRecord
+from flame.protocol.supervision import Assignment
 from flame_services.executor_manager.assignment import SUPERSEDED, Superseded, current_session
 
 log = get_logger("flame.manager.consumers")

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 import time
 from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from flame.errors import FlameError, IllegalTransition
 from flame.logs import get_logger
-from flame.protocol import defaults, subjects
-from flame.protocol.codes import ReasonCode
-from flame.protocol.messages import LEAVE, SERVE, Assignment, Control, ExecutorReport, Orders
+from flame.protocol import defaults
 from flame.protocol.records import BindingRecord
 from flame.protocol.states import ExecutorState
-from flame_services.executor_manager.alarm import Alarm
-from flame_services.executor_manager.assignment import Briefing, Superseded, read_briefing
-from flame_services.executor_manager.handout import add_common_data
-from flame_services.executor_manager.launch import LaunchRefused
-from flame_services.executor_manager.life import Life, Limits
+from flame.protocol.supervision import LEAVE, SERVE, Assignment, ExecutorReport, Orders
+from flame_services.executor_manager.assignment import Briefing, Registered
+from flame_services.executor_manager.bound import BoundExecutor
+from flame_services.executor_manager.life import Limits
 from flame_services.executor_manager.place import Place
 from flame_services.executor_manager.process import ExitWatch, Process, is_alive, started_at
 from flame_services.executor_manager.reasons import Reason, last_lines, mute, out_of_memory, service_ended
-from flame_services.executor_manager.record import RecordWriter
 from flame_services.executor_manager.share import Share
 from flame_services.executor_manager.start import FORKED, Start
 from flame_services.executor_manager.stock import Stock
@@ -39,7 +33,6 @@ KILL_AFTER_S: Final = 5.0
 _VANISH_S: Final = 1.0
 _WRAPPER_S: Final = 2.0
 """How long the program that was started, such as `uv run`, may outlive the service that it started."""
-_RETRY_S: Final = 0.5
 MUTE_S: Final = 60.0
 """One that runs no task and has not reported for this long is of no use any more."""
 _REPORTING: Final = (ExecutorState.BOUND, ExecutorState.UNBINDING)
@@ -47,96 +40,35 @@ _BRIEF_S: Final = 0.05
 """That an executor is entering its session after it was forked, or leaving it, is told if it takes longer than this."""
 _HOLD_S: Final = 0.1
 """A forked executor is held to its resources from then on."""
-UNBOUND: Final = Reason(ReasonCode.UNBOUND, "its binding was deleted")
-CLOSED_BY_FORCE: Final = Reason(ReasonCode.UNBOUND, "its session was closed by force")
-FAULT_OF_OURS: Final = Reason(ReasonCode.INTERNAL, "a fault of the executor manager; its log has the details")
 
 
-class Executor:
-    """Carries one binding out. Its process is never used for another."""
+class Executor(BoundExecutor[Place]):
+    """Carries one binding out with a process, which is never used for another."""
 
     def __init__(self, place: Place, binding: BindingRecord) -> None:
         """Take a binding; `start` begins."""
         settings = place.settings
         limits = Limits(settings.ready_timeout_s, settings.enter_timeout_s, defaults.LEAVE_TIMEOUT_S)
-        self.binding: Final = binding
-        self.writer: Final = RecordWriter(place.broker, place.node, binding.executor)
-        self.released: Final = asyncio.Event()
-        """Its process is gone and its last record is on its way."""
-        self.life: Final = Life(binding, limits, time.time())
-        self._place: Final = place
-        self._log = log.bind(executor=binding.executor, session=binding.session, application=binding.application)
-        self._loop = asyncio.get_running_loop()
-        self._task: asyncio.Task[None] | None = None
+        super().__init__(place, binding, limits, log)
         self._preparing: asyncio.Timeout | None = None
         self._start: Start | None = None
         self._doom: tuple[Reason, float] | None = None
         """Why it is to end, with the grace, if that was said before there was a process."""
         self._service: ExitWatch | None = None
-        self._assignment: Assignment | None = None
-        self._lost_consumer = False
         self._heard_at = self._loop.time()
-        self._alarm = Alarm(self._overdue)
-        self._terminating = False
-        self._unwanted = False
         self._share = Share(binding, place.berths.gpus, place.enforcement, self._exceeded)
-
-    @property
-    def must_be_reminded(self) -> bool:
-        """Whether it should report, since there is something for it to hear."""
-        return self.life.must_be_reminded or self._lost_consumer
 
     @property
     def _process(self) -> Process | None:
         return None if self._start is None else self._start.process
 
-    @property
-    def consumer(self) -> tuple[str, str]:
-        """The stream and the consumer that it pulls from."""
-        return subjects.task_stream(self.binding.application), self.binding.consumer
-
     # ---- what is wanted of it
-
-    def start(self) -> None:
-        """Begin to carry the binding out."""
-        self._task = asyncio.create_task(self._live(), name=f"executor {self.binding.executor}")
 
     def leave(self) -> None:
         """Have it leave its session and end; tasks that run may finish. `nudge` lets it know soon."""
-        if not self.life.leaving:
-            self.life.leaving = True
-            self._log.debug("told to leave")
+        super().leave()
         if self._preparing is not None and not self._preparing.expired():
             self._preparing.reschedule(self._loop.time())
-
-    def force(self) -> None:
-        """Have it leave now: what runs in it is stopped, by itself or with its process."""
-        if self.life.forced or self.released.is_set():
-            return
-        self.leave()
-        self._place.leases.excuse(self.binding.executor)
-        if self.life.state in (ExecutorState.BOUND, ExecutorState.UNBINDING):
-            self.life.force()
-            self._follow_life()
-        else:
-            self.life.forced = True
-            self.terminate(CLOSED_BY_FORCE)
-
-    async def nudge(self) -> None:
-        """Ask it to report now, to be told what is wanted of it. It may not hear."""
-        names = {self.binding.executor} | (set() if self._start is None else {self._start.known_as})
-        with contextlib.suppress(FlameError):
-            for name in names:
-                subject = subjects.control(self.binding.application, self.binding.session)
-                await self._place.broker.publish(subject, Control(name).encode())
-
-    def drop(self) -> None:
-        """End it and remove its record: its binding is gone."""
-        self._unwanted = True
-        if self.released.is_set():
-            self.writer.delete()
-        else:
-            self.terminate(UNBOUND)
 
     def terminate(self, cause: Reason, grace_s: float = KILL_AFTER_S) -> None:
         """End it through no fault of its own: SIGTERM to its processes now, SIGKILL after the grace."""
@@ -166,17 +98,6 @@ class Executor:
         if self._alarm.armed is not None and self._alarm.armed.ask_first and not self._terminating:
             self._alarm.begin_anew()
 
-    def note_backlog(self, pending: int) -> None:
-        """Take note of what waits in its session."""
-        self.life.note_backlog(pending, time.time())
-        self._follow_life()
-
-    def is_busy(self) -> bool:
-        """Whether it takes tasks and has something to do, or has fallen silent."""
-        self.life.note_silence(time.time())
-        self._follow_life()
-        return self.life.is_busy
-
     # ---- what it reports
 
     async def report(self, report: ExecutorReport) -> Orders:
@@ -189,27 +110,15 @@ class Executor:
         self._heard_at = self._loop.time()
         self._start.heard(report)
         self.life.tell_start(self._start.how)
-        try:
-            self.life.hear(report, time.time())
-        except IllegalTransition as error:
-            self._log.warning("report ignored", pid=report.pid, reason=str(error))
-        self._follow_life()
-        self._lost_consumer = report.lost_consumer
-        if self.life.leaving or self._assignment is None:
-            return Orders(LEAVE, force=self.life.forced)
-        if report.lost_consumer:
-            return await self._repair(self._assignment)
-        if report.state is ExecutorState.IDLE:
-            self.life.assign(time.time())
-            self._follow_life()
-            if self._start.known_as != self.binding.executor:
-                return Orders(SERVE, self._assignment, self.binding.executor, self._start.new_folder)
-            return Orders(SERVE, self._assignment)
-        orders = Orders(SERVE)
-        if report.common_data_wanted:
-            with contextlib.suppress(FlameError):  # it asks again
-                await add_common_data(self._place.broker, self.binding.session, report, orders)
-        return orders
+        return await super().report(report)
+
+    def _assign(self, assignment: Assignment) -> Orders:
+        if self._start is None or self._start.known_as == self.binding.executor:
+            return super()._assign(assignment)
+        return Orders(SERVE, assignment, self.binding.executor, self._start.new_folder)
+
+    def _names(self) -> set[str]:
+        return {self.binding.executor} | (set() if self._start is None else {self._start.known_as})
 
     def _is_ours(self, pid: int) -> bool:
         """Whether a report comes from the process that runs the service; the first one decides which that is."""
@@ -228,44 +137,18 @@ class Executor:
             self._service = ExitWatch(pid, self._service_ended, lambda: not is_alive(pid))
         return True
 
-    async def _repair(self, assignment: Assignment) -> Orders:
-        try:
-            repaired = await self._place.consumers.repair(self.binding, assignment)
-        except Superseded as error:
-            self._log.info("lost its consumer for good", reason=str(error))
-            self.leave()
-            return Orders(LEAVE)
-        except FlameError as error:
-            self._log.warning("its consumer can't be made again yet", reason=str(error))
-            return Orders(SERVE)
-        self._place.leases.consumer_replaced(self.binding.consumer)
-        self._assignment = repaired
-        self._lost_consumer = False
-        return Orders(LEAVE) if self.life.leaving else Orders(SERVE, repaired)
-
     # ---- its life
 
-    async def _live(self) -> None:
-        try:
-            prepared = await self._prepare()
-            if prepared is None or self.life.leaving:
-                self.life.release(None, clean=True, now=time.time())
-                return
-            process = await self._start_process(*prepared)
-            status = await process.ended
-            self._share.look()
-            await self._place.leases.hand_over(self.binding.executor)
-            await process.vanished(_VANISH_S)
-            tail = last_lines(self._last_output())
-            self.life.end(status, tail, time.time())
-        except Superseded as error:
-            self.life.release(Reason(ReasonCode.UNBOUND, str(error)), clean=True, now=time.time())
-        except LaunchRefused as error:
-            self.life.release(Reason(ReasonCode.STARTING_REFUSED, str(error)), clean=False, now=time.time())
-        except Exception:  # noqa: BLE001 (of ours, whatever it is: the process must end and the cluster know)
-            self._log.exception("an executor can't be looked after any more")
-        finally:
-            self._release()
+    async def _carry_out(self) -> tuple[int, str] | None:
+        prepared = await self._prepare()
+        if prepared is None or self.life.leaving:
+            return None
+        process = await self._start_process(*prepared)
+        status = await process.ended
+        self._share.look()
+        await self._place.leases.hand_over(self.binding.executor)
+        await process.vanished(_VANISH_S)
+        return status, last_lines(self._last_output())
 
     async def _prepare(self) -> tuple[Briefing, Stock, Template | None] | None:
         """Read what the binding refers to, and wait for its GPUs and a template that is just being started.
@@ -283,19 +166,8 @@ class Executor:
         finally:
             self._preparing = None
 
-    async def _read_briefing(self) -> Briefing:
-        told = False
-        while True:
-            try:
-                known = self._place.stocks.registered(self.binding.application)
-                return await read_briefing(self._place.broker, self.binding, known)
-            except (Superseded, LaunchRefused):
-                raise
-            except FlameError as error:
-                if not told:
-                    self._log.warning("can't be started yet; trying on", reason=str(error))
-                told = True
-            await asyncio.sleep(_RETRY_S)
+    def _known(self) -> Registered | None:
+        return self._place.stocks.registered(self.binding.application)
 
     async def _start_process(self, briefing: Briefing, stock: Stock, template: Template | None) -> Process:
         ledger = self._place.leases.open(self.binding, briefing.assignment.ack_wait_s)
@@ -342,36 +214,22 @@ class Executor:
         captured = None if self._start is None else self._start.captured
         return b"" if captured is None else captured.last_output()
 
-    def _release(self) -> None:
-        """Let go of everything. Also on the way out of a failure of ours: no process stays."""
-        life = self.life
+    def _clean_up(self) -> None:
         self.kill()
-        if life.state is not ExecutorState.RELEASED:
-            life.release(FAULT_OF_OURS, clean=False, now=time.time())
         if self._service is not None:
             self._service.stop()
         self._share.give_back()
-        self._place.leases.drop(self.binding.executor)
         if self._start is not None:
             self._start.clean_up()
-        self._follow_life()
-        self._alarm.set(None)
-        record = life.record
+
+    def _release(self) -> None:
+        super()._release()
+        record = self.life.record
         told = self._log.info if record.clean else self._log.warning
         # The first line is ours; what follows is what the service wrote, which is not for this log.
         told("released", pid=record.pid, clean=record.clean, reason=record.reason.partition("\n")[0])
-        self.released.set()
-        if self._unwanted:
-            self.writer.delete()
 
     # ---- its end
-
-    def _follow_life(self) -> None:
-        """Tell the cluster what has changed, and watch the time that it has."""
-        for record in self.life.take_changes():
-            self.writer.put(record)
-        if not self._terminating:
-            self._alarm.follow(self.life.deadline)
 
     def _overdue(self) -> None:
         deadline = self._alarm.armed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final
 
 from flame.broker.seam import Entry
@@ -13,11 +13,12 @@ from flame.cancel import end_tasks
 from flame.errors import ExecutorNotFound, InvalidName, MalformedMessage
 from flame.logs import get_logger
 from flame.protocol.codes import ReasonCode
-from flame.protocol.messages import LEAVE, WAIT, ExecutorReport, Orders
 from flame.protocol.records import BindingRecord, decode_record
 from flame.protocol.session_state import is_state_request
 from flame.protocol.states import ExecutorState
 from flame.protocol.subjects import check_token, executor_key
+from flame.protocol.supervision import LEAVE, WAIT, ExecutorReport, Orders
+from flame_services.executor_manager.attached import AttachedExecutor, AttachedPlace
 from flame_services.executor_manager.executor import KILL_AFTER_S, Executor
 from flame_services.executor_manager.place import Place
 from flame_services.executor_manager.reasons import Reason
@@ -39,14 +40,26 @@ STOPPED: Final = Reason(ReasonCode.MANAGER_STOPPED, "the executor manager was st
 _NOT_ENTERED: Final = (ExecutorState.STARTING, ExecutorState.IDLE, ExecutorState.BINDING)
 
 
+AnExecutor = Executor | AttachedExecutor
+
+
 class Executors:
     """The executors of one node, by name."""
 
-    def __init__(self, place: Place, ended_before: Iterable[str] = ()) -> None:
-        """Begin with none; those that ``ended_before`` an earlier manager did are not started again."""
+    def __init__(
+        self,
+        place: Place | AttachedPlace,
+        make: Callable[[BindingRecord], AnExecutor],
+        ended_before: Iterable[str] = (),
+    ) -> None:
+        """Begin with none, and ``make`` one of each binding.
+
+        Those that ``ended_before`` an earlier manager did are not started again.
+        """
         self._place = place
+        self._make = make
         self._states = SessionStates(place.broker)
-        self._executors: dict[str, Executor] = {}
+        self._executors: dict[str, AnExecutor] = {}
         self._ended_before = set(ended_before)
         self._unconfirmed = set(ended_before)
         self._stopping = False
@@ -83,12 +96,12 @@ class Executors:
             executor.allow_more_time()
 
     def _begin(self, binding: BindingRecord) -> None:
-        executor = self._executors[binding.executor] = Executor(self._place, binding)
+        executor = self._executors[binding.executor] = self._make(binding)
         if self._stopping:
             executor.leave()
         executor.start()
 
-    def _let_leave(self, executor: Executor, binding: BindingRecord) -> None:
+    def _let_leave(self, executor: AnExecutor, binding: BindingRecord) -> None:
         life = executor.life
         news = not life.leaving or binding.force > life.forced
         if binding.force:
@@ -115,7 +128,7 @@ class Executors:
             writer.delete()
             self._spawn(writer.settled())
 
-    async def _forget(self, executor: Executor) -> None:
+    async def _forget(self, executor: AnExecutor) -> None:
         """Drop an executor without a binding once it and its record are gone."""
         await executor.released.wait()
         await executor.writer.settled()
@@ -220,7 +233,7 @@ class Executors:
         for writer in writers:
             await writer.close()
 
-    def _alive(self) -> list[Executor]:
+    def _alive(self) -> list[AnExecutor]:
         return [executor for executor in self._executors.values() if not executor.released.is_set()]
 
     def _spawn(self, errand: Coroutine[Any, Any, None]) -> None:

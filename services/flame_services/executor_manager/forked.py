@@ -44,13 +44,9 @@ class ForkedProcess:
         """Send a signal to the whole group, unless it has ended."""
         if self.ended.done() or self._is_dead():
             return
-        try:
-            os.killpg(self.pid, number)
-        except ProcessLookupError:  # just forked: it is still in its template's group
-            with contextlib.suppress(ProcessLookupError):
+        if not signal_group(self.pid, number):  # just forked: it is still in its template's group
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 signal.pidfd_send_signal(self._descriptor, number)
-        except PermissionError:
-            pass
 
     async def vanished(self, limit_s: float) -> None:
         """Wait until the killed group is gone; a process that hangs in the kernel is given up after ``limit_s``."""

@@ -9,15 +9,16 @@ from flame.broker.seam import Broker
 from flame.errors import MalformedMessage
 from flame.protocol import subjects
 from flame.protocol.codec import unpack
-from flame.protocol.messages import ExecutorReport, Orders
 from flame.protocol.records import BindingRecord, SessionRecord, decode_record
+from flame.protocol.supervision import ExecutorReport, Orders
+from flame.protocol.values import ValueRef
 
 
 @dataclass(frozen=True, slots=True)
 class Handout:
     """What an executor is given of its session."""
 
-    common_data: bytes = b""
+    common_data: bytes | ValueRef = b""
     common_data_version: int = 0
     credentials: dict[str, str] = field(default_factory=dict, repr=False)
     delegations: dict[str, str] = field(default_factory=dict, repr=False)
@@ -40,12 +41,14 @@ async def read_handout(broker: Broker, source: BindingRecord | SessionRecord) ->
     return Handout(data, source.common_data_version, _texts(kept, "credentials"), _texts(kept, "delegations"))
 
 
-async def read_common_data(broker: Broker, key: str | None) -> bytes | None:
-    """Read a session's common data; ``None`` if it should be there and is not."""
+async def read_common_data(broker: Broker, key: str | None) -> bytes | ValueRef | None:
+    """Read a session's common data, or where it is; ``None`` if it should be there and is not."""
     if not key:
         return None if key is None else b""
     entry = await broker.bucket(subjects.COMMON_DATA).get(key)
-    return None if entry is None else entry.value
+    if entry is None or entry.value is None:
+        return None
+    return ValueRef.decode(entry.value) if subjects.is_reference(key) else entry.value
 
 
 def _texts(kept: dict[str, Any], name: str) -> dict[str, str]:
@@ -66,7 +69,11 @@ async def add_common_data(broker: Broker, session: str, report: ExecutorReport, 
         orders.common_data_version = record.common_data_version
         if record.common_data_version <= report.common_data_version:
             return orders
-        orders.common_data = await read_common_data(broker, record.common_data_key)
-        if orders.common_data is not None or record.common_data_key == key:
+        data = await read_common_data(broker, record.common_data_key)
+        if isinstance(data, ValueRef):
+            orders.common_data_ref = data
+        else:
+            orders.common_data = data
+        if data is not None or record.common_data_key == key:
             return orders
         key = record.common_data_key  # otherwise it was changed just then

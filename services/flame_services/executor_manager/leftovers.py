@@ -14,6 +14,7 @@ import psutil
 from flame.broker.seam import Broker
 from flame.logs import get_logger
 from flame.protocol import subjects
+from flame.protocol.attaching import ATTACHED
 from flame.protocol.codes import ReasonCode
 from flame.protocol.records import BindingRecord, ExecutorRecord, decode_record
 from flame.protocol.states import ExecutorState
@@ -90,15 +91,16 @@ async def _records(broker: Broker, node: str) -> dict[str, ExecutorRecord]:
 def _group_of(record: ExecutorRecord) -> int | None:
     """Return the process group of an executor that still lives; its number alone could be another's by now."""
     pid = record.pid
-    if record.state is ExecutorState.RELEASED or pid <= 0 or not is_alive(pid):
+    if record.state is ExecutorState.RELEASED or record.started == ATTACHED or pid <= 1 or not is_alive(pid):
         return None
     if abs(started_at(pid) - record.process_started) > _SAME_START_S:
         return None
     try:
-        group = os.getpgid(pid)
+        group, session = os.getpgid(pid), os.getsid(pid)
     except ProcessLookupError:
         return None
-    return None if group == os.getpgrp() else group
+    # A manager gives each executor a session of its own: a group within another one is somebody else's.
+    return group if group == session and group not in (1, os.getpgrp()) else None
 
 
 def groups_below(pid: int) -> set[int]:

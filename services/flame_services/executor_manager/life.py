@@ -11,9 +11,9 @@ from typing import Any, Final
 from flame.errors import IllegalTransition
 from flame.protocol import defaults
 from flame.protocol.codes import ReasonCode
-from flame.protocol.messages import ExecutorReport
 from flame.protocol.records import BindingRecord, ExecutorRecord
 from flame.protocol.states import EXECUTOR, ExecutorEvent, ExecutorState
+from flame.protocol.supervision import ExecutorReport
 from flame_services.executor_manager import reasons
 from flame_services.executor_manager.reasons import Reason
 

@@ -17,8 +17,8 @@ from flame.credentials import HIDDEN, check_secrets, texts_to_hide
 from flame.errors import FlameError
 from flame.logs import get_logger
 from flame.protocol import subjects
-from flame.protocol.messages import Assignment, LogChunk
 from flame.protocol.records import BindingRecord
+from flame.protocol.supervision import Assignment, LogChunk
 from flame_services.executor_manager.captured_file import CapturedFile
 
 log = get_logger("flame.manager.output")

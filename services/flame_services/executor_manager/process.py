@@ -132,10 +132,17 @@ class ExitWatch:
         self._ended()
 
 
-def signal_group(leader: int, number: signal.Signals) -> None:
-    """Send a signal to a process group that may be gone."""
+def signal_group(leader: int, number: signal.Signals) -> bool:
+    """Send a signal to the process group that a process leads; tell whether it leads one that may be signalled.
+
+    A process that is gone for good leads none, and neither does one that is still in the group of its parent. Never
+    reached are this process's own group, and what the system takes for many processes at once.
+    """
+    if leader <= 1 or leader == os.getpgrp() or group_of(leader) != leader:
+        return False
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, number)
+    return True
 
 
 def owned_by(leader: int, pid: int) -> bool:
@@ -154,6 +161,8 @@ async def group_vanished(leader: int, limit_s: float) -> None:
 
 def group_is_alive(leader: int) -> bool:
     """Whether a process of a group still runs."""
+    if leader <= 1:
+        return False
     try:
         os.killpg(leader, 0)
     except ProcessLookupError:

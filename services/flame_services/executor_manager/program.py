@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any, Final
 
 from flame.broker.jetstream import connect
@@ -17,6 +18,7 @@ from flame.protocol import subjects
 from flame_services.executor_manager.berth import Berths
 from flame_services.executor_manager.consumers import Consumers
 from flame_services.executor_manager.enforcement import Enforcement
+from flame_services.executor_manager.executor import Executor
 from flame_services.executor_manager.executors import Executors
 from flame_services.executor_manager.gpus import Gpus
 from flame_services.executor_manager.keeper import LeaseKeeper
@@ -29,7 +31,7 @@ from flame_services.executor_manager.place import Place
 from flame_services.executor_manager.settings import ManagerSettings, node_record
 from flame_services.executor_manager.stocks import Stocks
 from flame_services.executor_manager.work_folder import WorkFolder
-from flame_services.program import run_program
+from flame_services.program import failure_of, run_program
 
 log = get_logger("flame.manager")
 
@@ -91,7 +93,7 @@ class ExecutorManager:
             node, settings, broker, self._folder, self._output, Consumers(broker), leases, held, berths, stocks
         )
         await leases.settle_leftovers()
-        self._executors = Executors(place, ended)
+        self._executors = Executors(place, partial(Executor, place), ended)
         leases.on_stuck = self._executors.end_stuck
         self._subscriptions.append(await broker.answer(subjects.executor_reports(node), self._executors.on_report))
         self._subscriptions.append(await broker.bucket(subjects.APPLICATIONS).watch("*", stocks.on_application))
@@ -121,11 +123,8 @@ class ExecutorManager:
         """Return the reason when a part of it has failed, which is a fault of ours."""
         if not self._running:
             await asyncio.Event().wait()
-        done, _ = await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
-        task = done.pop()
-        error = None if task.cancelled() else task.exception()
-        log.error("a part of the manager failed", part=task.get_name(), exc_info=error)
-        return f"{task.get_name()} failed: {error!r}"
+        await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+        return failure_of(self._running)
 
     async def _clear_leftovers(self, broker: Broker, *, followed: bool) -> set[str]:
         while True:

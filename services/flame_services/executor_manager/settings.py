@@ -143,15 +143,19 @@ class ManagerSettings(Settings):
 
 def node_record(settings: ManagerSettings, started: float, *, memory_by: str = "", cpu_by: str = "") -> NodeRecord:
     """Describe this node to the cluster, with how it holds executors to their resources."""
+    record = describe_node(settings.node_name, started, settings.capacity())
+    return record.changed(memory_by=memory_by, cpu_by=cpu_by)
+
+
+def describe_node(name: str, started: float, capacity: Resources) -> NodeRecord:
+    """Return the record of a node on this machine."""
     return NodeRecord(
-        name=settings.node_name,
+        name=name,
         hostname=socket.gethostname(),
         arch=platform.machine(),
         os=platform.system(),
-        capacity=settings.capacity(),
+        capacity=capacity,
         started=started,
-        memory_by=memory_by,
-        cpu_by=cpu_by,
     )
 
 

@@ -11,8 +11,8 @@ from typing import Final
 
 from flame.logs import get_logger
 from flame.protocol.forking import COMMON_DATA_BYTES, ForkOrder, difference
-from flame.protocol.messages import Assignment, ExecutorReport
 from flame.protocol.records import BindingRecord
+from flame.protocol.supervision import Assignment, ExecutorReport
 from flame_services.executor_manager.berth import Berth
 from flame_services.executor_manager.output import Captured
 from flame_services.executor_manager.place import Place

@@ -8,8 +8,8 @@ from typing import Final
 
 from flame.broker.seam import Entry
 from flame.logs import get_logger
-from flame.protocol.messages import ExecutorReport
 from flame.protocol.records import ApplicationRecord, decode_record
+from flame.protocol.supervision import ExecutorReport
 from flame_services.executor_manager.assignment import Registered
 from flame_services.executor_manager.berth import Berths
 from flame_services.executor_manager.stock import Stock

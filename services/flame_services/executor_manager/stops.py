@@ -19,8 +19,9 @@ from flame.broker.seam import Broker, LiveMessage, Subscription
 from flame.errors import MalformedMessage
 from flame.ledger import RUNNING, Slot
 from flame.protocol import defaults, subjects
-from flame.protocol.messages import Control, TaskFault
+from flame.protocol.messages import TaskFault
 from flame.protocol.records import BindingRecord
+from flame.protocol.supervision import Control
 from flame_services.executor_manager.verdicts import has_record, timed_out
 
 FOLLOW_S: Final = 1.0

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 from typing import Final
 
-from flame.protocol.messages import ExecutorReport
+from flame.protocol.supervision import ExecutorReport
 from flame_services.executor_manager.berth import Berth
 from flame_services.executor_manager.process import ExecutorProcess
 from flame_services.executor_manager.trial import Trial

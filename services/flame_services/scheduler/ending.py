@@ -54,7 +54,7 @@ class Ending:
     async def settle(self, session: Session) -> None:
         """Give every task of an ended session its record, then say that the session is over."""
         record = session.record
-        await forget_session_data(self._store, record)
+        await forget_session_data(self._broker, self._store, record)
         if record.application not in self._view.applications:  # its streams, and what was not counted, went with it
             await self._store.sessions.change(
                 session.id, lambda current: _settled(current).changed(writer="", written_from=0)

@@ -72,7 +72,7 @@ def _go_on(view: View, session: Session, step: Step, serving: Serving, now: floa
     idle = sorted(
         (executor.idle_since, key)
         for key, executor in staying
-        if executor is not None and executor.idle_since is not None
+        if executor is not None and executor.idle_since is not None and not view.is_attached(executor.record.node)
     )
     spare = [key for _, key in idle[: max(0, len(staying) - wanted)]]
     _let_rest(view, session, step, idle[: len(spare)], now, result)

@@ -9,6 +9,7 @@ and every node gets a full grace period.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Final
 
@@ -17,6 +18,7 @@ from flame.cancel import end_task
 from flame.errors import FlameError
 from flame.logs import get_logger
 from flame.protocol import defaults
+from flame.protocol.states import NodeState
 from flame_services.scheduler.changes import Judgement
 from flame_services.scheduler.herald import Herald
 from flame_services.scheduler.store import Store
@@ -68,8 +70,17 @@ class NodeJudge:
             await asyncio.sleep(BETWEEN_S)
             if await self._read_silent() and self._age(self._loop.time(), give_up=True):
                 self._on_change()
+                await self._forget_attached()
         finally:
             self._confirming = None
+
+    async def _forget_attached(self) -> None:
+        """Remove nodes that are given up and were one process each: no other will ever be of their names."""
+        nodes = self._view.nodes.items()
+        gone = [name for name, node in nodes if node.record.application and node.state is NodeState.NOT_READY]
+        with contextlib.suppress(FlameError):  # the next time that one is given up
+            for name in gone:
+                await self._store.nodes.delete(name)
 
     def _age(self, now: float, *, give_up: bool) -> bool:
         silent = self._view.silent_nodes(now, defaults.NODE_UNKNOWN_S)

@@ -46,9 +46,29 @@ class Room:
         self.later = self.later.minus(request)
         self.count += 1
 
+    def keep(self, request: Resources) -> None:
+        """Keep room for a request that is placed here later."""
+        self.later = self.later.minus(request)
+
+
+@dataclass(slots=True)
+class Seats:
+    """What is left of a node that serves one application only: it has places for executors, whatever they ask for."""
+
+    name: str
+    left: float
+
+    def take(self, _: Resources) -> None:
+        """Place an executor here."""
+        self.left -= 1
+
+    keep = take
+
 
 class Places:
     """The nodes that take executors.
+
+    Those that serve one application only are taken first by its sessions, and `rooms` has none of them.
 
     Within a round a node's free room only shrinks. So a node that is too small for a request once stays so, and nobody
     goes through all nodes for each executor.
@@ -57,8 +77,13 @@ class Places:
     def __init__(self, nodes: dict[str, Node], promised: dict[str, list[Resources]]) -> None:
         """Begin with what each node has free, less what executors will use that are just being bound."""
         self.rooms: dict[str, Room] = {}
+        self._seats: dict[str, list[Seats]] = {}
         for name, node in nodes.items():
             if not node.takes:
+                continue
+            if node.record.application:
+                left = (node.record.max_executors or ENDLESS) - len(node.bindings) - len(promised.get(name, ()))
+                self._seats.setdefault(node.record.application, []).append(Seats(name, left))
                 continue
             free = node.free
             for uses in promised.get(name, ()):
@@ -70,18 +95,40 @@ class Places:
         self._packed: dict[Resources, list[str]] = {}
         self._order: list[str] = []
 
-    def find(self, request: Resources, placement: Placement, avoid: str) -> Room | None:
+    def find(self, application: str, request: Resources, placement: Placement, avoid: str) -> Room | Seats | None:
         """Return the best room for a request, on the node to avoid only if no other will do."""
+        seats = self._seat(application, avoid)
+        if seats is not None and seats.name != avoid:
+            return seats
         if not request.fits_in(self.largest_free):
-            return None
+            return seats
         find = self._tightest if placement is Placement.PACK else self._roomiest
-        return find(request, avoid)
+        return find(request, avoid) or seats
 
-    def count(self, request: Resources, enough: int) -> int:
+    def _seat(self, application: str, avoid: str) -> Seats | None:
+        """Return a place on a node that serves this application only."""
+        free = [seats for seats in self._seats.get(application, ()) if seats.left > 0]
+        return min(free, key=lambda seats: (seats.name == avoid, seats.name), default=None)
+
+    def seats(self, application: str) -> float:
+        """Return how many places are left on nodes that serve this application only."""
+        return sum(max(0.0, seats.left) for seats in self._seats.get(application, ()))
+
+    def keep_seats(self, application: str) -> None:
+        """Keep these for who waits for room elsewhere besides."""
+        for seats in self._seats.get(application, ()):
+            seats.left = 0
+
+    @property
+    def any_seats(self) -> bool:
+        """Whether a node serves one application only, be it free or taken."""
+        return bool(self._seats)
+
+    def count(self, application: str, request: Resources, enough: int) -> int:
         """Return for how many executors there is room; ``enough`` if it is for as many or more."""
-        if not request.fits_in(self.largest_free):
-            return 0
-        total = 0
+        total = int(min(enough, self.seats(application)))
+        if total >= enough or not request.fits_in(self.largest_free):
+            return total
         for room in self.rooms.values():
             total += how_often(request, least_of(room.free, room.later))
             if total >= enough:

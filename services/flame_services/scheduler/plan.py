@@ -130,7 +130,8 @@ class _Round:
     def _find(self, standing: Standing, count: int) -> str:
         """Find places for so many executors at once, or have room made for them; otherwise return the reason."""
         group, spec = standing.group, self._spec(standing)
-        if not self._is_possible(group.request):
+        seats = self._places.seats(group.application)
+        if seats < count and not self._is_possible(group.request):
             return self._no_room(standing)
         for application in (group.application, ""):
             limit = self._limit(application)
@@ -142,17 +143,17 @@ class _Round:
         if count == 1:
             found = self._bind(standing, spec)
         else:
-            found = self._places.count(group.request, count) >= count and all(
+            found = self._places.count(group.application, group.request, count) >= count and all(
                 self._bind(standing, spec) for _ in range(count)
             )
         if found:
             return ""
         maker = self._room_maker()
-        if count > 1:
-            room = maker.count(standing, count)
-            if room < count:
-                return reasons.together(count, self._places.count(group.request, count))
-        if all(maker.make_room(standing) for _ in range(count)):
+        missing = count - int(seats)  # had there been one for a single executor, it would have been taken
+        if count > 1 and maker.count(standing, missing) < missing:
+            return reasons.together(count, self._places.count(group.application, group.request, count))
+        if all(maker.make_room(standing) for _ in range(missing)):
+            self._places.keep_seats(group.application)
             self._wait_for_room(standing)
             return ""
         return self._no_room(standing)
@@ -165,11 +166,12 @@ class _Round:
         return found
 
     def _bind(self, standing: Standing, spec: ApplicationSpec) -> bool:
-        room = self._places.find(standing.group.request, spec.placement, standing.avoid)
+        group = standing.group
+        room = self._places.find(group.application, group.request, spec.placement, standing.avoid)
         if room is None:
             return False
-        room.take(standing.group.request)
-        for application in (standing.group.application, ""):
+        room.take(group.request)
+        for application in (group.application, ""):
             limit = self._limit(application)
             if limit is not None:
                 limit.left -= 1
@@ -177,7 +179,8 @@ class _Round:
         return True
 
     def _make_place(self, standing: Standing, spec: ApplicationSpec, limit: Limit, application: str) -> bool:
-        free = self._places.find(standing.group.request, spec.placement, standing.avoid)
+        group = standing.group
+        free = self._places.find(group.application, group.request, spec.placement, standing.avoid)
         if not self._room_maker().make_place(standing, limit, application, free):
             return False
         self._wait_for_room(standing)
@@ -188,7 +191,7 @@ class _Round:
 
     def _no_room(self, standing: Standing) -> str:
         if not self._places.rooms:
-            return reasons.NO_NODE
+            return reasons.NO_COMMON_NODE if self._places.any_seats else reasons.NO_NODE
         request: Resources = standing.group.request
         others_first = any(request.fits_in(room.free) for room in self._places.rooms.values())
         return reasons.no_room(request, self._capacities, others_first)

@@ -9,6 +9,7 @@ from flame.protocol.resources import Resources, format_bytes
 from flame_services.scheduler.parts import Session
 
 NO_NODE: Final = "no node is ready"
+NO_COMMON_NODE: Final = "no node is ready but what is attached for other sessions"
 ROOM_IS_MADE: Final = "room is being made for it: executors of others leave when their tasks are done"
 
 

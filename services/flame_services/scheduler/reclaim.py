@@ -15,7 +15,7 @@ from typing import Final
 
 from flame.protocol.resources import Resources
 from flame_services.scheduler.parts import COMING, NOTHING
-from flame_services.scheduler.places import Places, Room, how_often, most_of
+from flame_services.scheduler.places import Places, Room, Seats, how_often, most_of
 from flame_services.scheduler.shares import Richest, Shares
 from flame_services.scheduler.standings import Standing
 from flame_services.scheduler.view import View
@@ -169,7 +169,7 @@ class Reclaim:
             return False
         for victim in chosen:
             self._send_away(victim)
-        room.later = room.later.minus(standing.group.request)
+        room.keep(standing.group.request)
         return True
 
     def _choose(self, room: Room, standing: Standing, within: str) -> list[Victim] | None:
@@ -235,7 +235,7 @@ class Reclaim:
 
     # ---- under a limit
 
-    def make_place(self, standing: Standing, limit: Limit, application: str, free: Room | None) -> bool:
+    def make_place(self, standing: Standing, limit: Limit, application: str, free: Room | Seats | None) -> bool:
         """Keep one of the places of a limit that is reached, and room on a node for it: ``free`` if there is some.
 
         ``application`` is empty if the limit is that of the cluster.
@@ -245,7 +245,7 @@ class Reclaim:
             return self.make_room(standing, application)
         if not self._take_place(standing, limit, application):
             return False
-        room.later = room.later.minus(standing.group.request)
+        room.keep(standing.group.request)
         return True
 
     def _coming_room(self, request: Resources) -> Room | None:
@@ -264,7 +264,11 @@ class Reclaim:
                 if rich.session == standing.session or self._standing(rich.session) is None:
                     continue
                 session = self._view.sessions[rich.session]
-                staying = [key for key, b in session.bindings.items() if not b.leave and key not in self._gone]
+                staying = [
+                    key
+                    for key, binding in session.bindings.items()
+                    if not binding.leave and key not in self._gone and not self._view.is_attached(binding.node)
+                ]
                 if staying:
                     key = min(staying, key=lambda key: (key not in rich.spare, key))
                     uses = session.record.options.resources

@@ -34,6 +34,11 @@ class SchedulerSettings(Settings):
     max_executors: int | None = Field(
         default=None, ge=1, description="the most executors that all sessions have together; no such limit if not given"
     )
+    client_code: bool = Field(
+        default=True,
+        description="register, once, the built-in applications that run what clients send, flmexec and flmfunc; without"
+        " it they are left out, and those that are there stay: flmctl disable or unregister them",
+    )
     replicas: int = Field(default=1, ge=1, le=5, description="copies of every stream and bucket, in a broker cluster")
 
 
@@ -52,7 +57,7 @@ class Scheduler:
     async def start(self) -> None:
         """Return when the view is complete and requests are answered."""
         broker = self._broker = await connect(self._settings.endpoint, name=f"flame-scheduler-{self._name}")
-        await found_cluster(broker, self._settings.replicas)
+        await found_cluster(broker, self._settings.replicas, client_code=self._settings.client_code)
         view = View(self._settings.max_executors)
         store = self._store = Store(broker, view)
         await store.start()

@@ -154,6 +154,6 @@ class Richest:
 def _capacity(view: View) -> Resources:
     total = NOTHING
     for node in view.nodes.values():
-        if node.state is not NodeState.NOT_READY:
+        if node.state is not NodeState.NOT_READY and not node.record.application:
             total = total.plus(node.record.capacity)
     return total

@@ -18,8 +18,9 @@ from flame.errors import FlameError, MalformedMessage
 from flame.logs import get_logger
 from flame.protocol import defaults, subjects
 from flame.protocol.states import SessionState
+from flame_services.scheduler.left_values import LeftValues
 from flame_services.scheduler.parts import Session
-from flame_services.scheduler.session_data import forget_session_data
+from flame_services.scheduler.session_data import forget_common_data, forget_session_data
 from flame_services.scheduler.store import Store
 from flame_services.scheduler.view import View
 
@@ -50,6 +51,8 @@ class Sweep:
         self._settle_orphans = settle_orphans
         self._suspects: set[str] = set()
         self._task: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._values = LeftValues(broker, self._is_over)
 
     def start(self) -> None:
         """Begin to sweep."""
@@ -71,6 +74,7 @@ class Sweep:
                     log.debug("sweep interrupted", application=application, error=str(error))
                 except Exception:
                     log.exception("sweep failed", application=application)
+            await self._values.look(tuple(self._view.applications), self._loop.time())
             try:
                 await self._forget_old_sessions()
             except FlameError as error:
@@ -120,6 +124,11 @@ class Sweep:
         log.info("deleting a consumer that was left over", consumer=consumer)
         await self._broker.delete_consumer(subjects.task_stream(application), consumer)
 
+    async def _is_over(self, session_id: str) -> bool:
+        """Whether a session has settled, or doesn't exist."""
+        session = self._view.sessions.get(session_id)
+        return session.record.settled if session is not None else not await self._store.is_known(session_id)
+
     def _readable(self, application: str, session_id: str) -> Session | None:
         """Return a session unless something about it can't be read."""
         return self._view.sessions.get(session_id) if self._store.readable(application, session_id) else None
@@ -130,7 +139,8 @@ class Sweep:
         for session_id, session in list(self._view.sessions.items()):
             record = session.record
             if record.settled and record.ended < oldest and not session.bindings:
-                if record.common_data_key:
-                    await self._store.common_data.delete(record.common_data_key)
-                await forget_session_data(self._store, record)  # an executor that was given up may have lived on
+                await forget_common_data(self._broker, self._store, record)
+                await forget_session_data(
+                    self._broker, self._store, record
+                )  # an executor that was given up may have lived on
                 await self._store.sessions.delete(session_id)

@@ -185,10 +185,10 @@ class View:
             for key in self._keys_on.get(name, ()):
                 self._account(key)
             self._touch_node(name)
-        node.record = record
+        served, node.record = node.record.application, record
         node.seen_at = now
         before, node.state = node.state, NODE.next(node.state, NodeEvent.BEAT)
-        if before is NodeState.NOT_READY:
+        if before is NodeState.NOT_READY or record.application != served:
             self._touch_node(name)
 
     def age_nodes(self, now: float, *, give_up: bool = True) -> bool:
@@ -362,6 +362,11 @@ class View:
                 limit = binding.max_executors
         own = session.record.options.max_instances
         return limit if own is None else min(own, limit)
+
+    def is_attached(self, node: str) -> bool:
+        """Whether a node serves one application only: somebody waits there, so its executors are left alone."""
+        known = self.nodes.get(node)
+        return known is not None and known.record.application != ""
 
     def weight(self, session: Session) -> float:
         """Return a session's part in relation to others'."""

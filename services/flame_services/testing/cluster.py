@@ -15,6 +15,7 @@ from typing import Any, Final, Self
 from unittest import mock
 
 from flame.broker.memory import Faults, MemoryBroker, MemoryServer
+from flame.calls import APPLICATION as FUNCTIONS
 from flame.client import default
 from flame.client.connection import Connection
 from flame.client.session import Session
@@ -23,6 +24,7 @@ from flame.protocol import defaults
 from flame.protocol.records import ApplicationSpec
 from flame.protocol.resources import Resources
 from flame.protocol.subjects import check_application
+from flame.service.functions import FunctionService
 from flame.testing.clock import VirtualClock
 from flame.testing.events import EventLog
 from flame_services.scheduler.cluster import found_cluster
@@ -48,6 +50,8 @@ class MemoryCluster:
     record for each task, retries and time limits, cancellation, the modes of closing, executors that are released or
     lost. While it runs, `flame.connect`, `flame.create_session` and the like reach it from this loop, whatever
     endpoint they are given.
+
+    Functions (`flame.functions`) run here too.
 
     What is different: executors share this process with the test. User code that blocks blocks all of them, unless its
     method is not ``async`` and so runs in a thread; a thread can't be killed; module state, the environment and the
@@ -89,7 +93,7 @@ class MemoryCluster:
         self._node_count = nodes
         self._capacity = capacity
         self._ack_wait_s = ack_wait_s
-        self._services: dict[str, MakeService] = {}
+        self._services: dict[str, MakeService] = {FUNCTIONS: FunctionService}
         self._made: dict[str, list[object]] = {}
         self._clients: list[Connection] = []
         self._connection: Connection | None = None

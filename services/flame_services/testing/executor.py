@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -12,23 +11,20 @@ from typing import Any, Final
 
 from flame.broker.memory import MemoryBroker, MemoryServer
 from flame.cancel import end_tasks
-from flame.errors import FlameError, IllegalTransition
+from flame.errors import FlameError
 from flame.logs import get_logger
-from flame.protocol import defaults, subjects
-from flame.protocol.codes import ReasonCode
-from flame.protocol.messages import LEAVE, SERVE, Assignment, Control, ExecutorReport, Orders
+from flame.protocol import defaults
 from flame.protocol.records import BindingRecord
-from flame.protocol.states import ExecutorState
+from flame.protocol.supervision import Assignment
 from flame.service.environment import ExecutorEnvironment
 from flame.service.executor import Executor, check_service
 from flame_services.executor_manager.assignment import Briefing, Superseded, read_briefing
+from flame_services.executor_manager.bound import BoundExecutor
 from flame_services.executor_manager.consumers import Consumers
-from flame_services.executor_manager.handout import add_common_data
 from flame_services.executor_manager.keeper import LeaseKeeper
 from flame_services.executor_manager.launch import LaunchRefused
-from flame_services.executor_manager.life import Deadline, Life, Limits
+from flame_services.executor_manager.life import Limits
 from flame_services.executor_manager.reasons import Reason, last_lines
-from flame_services.executor_manager.record import RecordWriter
 
 log = get_logger("flame.testing")
 
@@ -38,9 +34,6 @@ REMAINS_S: Final = 2.0
 """How long user code may go on after the cluster has ended: it is cancelled all that time."""
 HOW: Final = "fresh: in the process of its test"
 _RETRY_S: Final = 0.1
-_UNBOUND: Final = Reason(ReasonCode.UNBOUND, "its binding was deleted")
-_FORCED: Final = Reason(ReasonCode.UNBOUND, "its session was closed by force")
-_OURS: Final = Reason(ReasonCode.INTERNAL, "a fault of the cluster in memory; the log has the details")
 
 MakeService = Callable[[], object]
 
@@ -64,69 +57,23 @@ class Place:
     """What is left of executors that were killed: user code may take its time, cut off from everything."""
 
 
-class MemoryExecutor:
-    """Carries one binding out."""
+class MemoryExecutor(BoundExecutor[Place]):
+    """Carries one binding out with a task of this loop."""
 
     def __init__(self, place: Place, binding: BindingRecord) -> None:
         """Take a binding; `start` begins."""
         limits = Limits(defaults.READY_TIMEOUT_S, defaults.ENTER_TIMEOUT_S, defaults.LEAVE_TIMEOUT_S)
-        self.binding: Final = binding
-        self.writer: Final = RecordWriter(place.broker, place.node, binding.executor)
-        self.life: Final = Life(binding, limits, time.time())
-        self.released: Final = asyncio.Event()
-        self._place = place
-        self._loop = asyncio.get_running_loop()
-        self._assignment: Assignment | None = None
-        self._lost_consumer = False
-        self._unwanted = False
-        self._armed: Deadline | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        super().__init__(place, binding, limits, log)
         self._broker: MemoryBroker | None = None
         self._serving: asyncio.Task[tuple[int, str]] | None = None
         self._ended: asyncio.Future[tuple[int, str]] = self._loop.create_future()
         """How it ended, and what it wrote last."""
-        self._task: asyncio.Task[None] | None = None
-
-    @property
-    def consumer(self) -> tuple[str, str]:
-        """The stream and the consumer that it pulls from."""
-        return subjects.task_stream(self.binding.application), self.binding.consumer
-
-    @property
-    def must_be_reminded(self) -> bool:
-        """Whether it should report, since there is something for it to hear."""
-        return self.life.must_be_reminded or self._lost_consumer
 
     # ---- what is wanted of it
 
-    def start(self) -> None:
-        """Begin to carry the binding out."""
-        self._task = asyncio.create_task(self._live(), name=f"executor {self.binding.executor}")
-
-    def leave(self) -> None:
-        """Have it leave its session and end; tasks that run may finish."""
-        self.life.leaving = True
-
-    def force(self) -> None:
-        """Have it leave now: what runs in it is stopped."""
-        if self.life.forced or self.released.is_set():
-            return
-        self.leave()
-        self._place.leases.excuse(self.binding.executor)
-        if self.life.state in (ExecutorState.BOUND, ExecutorState.UNBINDING):
-            self.life.force()
-            self._follow_life()
-        else:
-            self.life.forced = True
-            self.end(_FORCED, blameless=True)
-
-    def drop(self) -> None:
-        """End it and remove its record: its binding is gone."""
-        self._unwanted = True
-        if self.released.is_set():
-            self.writer.delete()
-        else:
-            self.end(_UNBOUND, blameless=True)
+    def terminate(self, cause: Reason) -> None:
+        """End it at once, through no fault of its own."""
+        self.end(cause, blameless=True)
 
     def end(self, cause: Reason, *, blameless: bool = False) -> None:
         """End it at once, for a reason of ours; ``blameless``: that is not counted as an attempt of what runs in it."""
@@ -148,89 +95,21 @@ class MemoryExecutor:
             self._place.remains.add(remains)
             remains.add_done_callback(self._place.remains.discard)
 
-    async def nudge(self) -> None:
-        """Ask it to report now, to be told what is wanted of it. It may not hear."""
-        with contextlib.suppress(FlameError):
-            subject = subjects.control(self.binding.application, self.binding.session)
-            await self._place.broker.publish(subject, Control(self.binding.executor).encode())
-
     async def close(self) -> None:
         """Let go of everything, after it was released or killed."""
-        self._set_timer(None)
+        self._alarm.set(None)
         await end_soon(task for task in (self._task, self._serving) if task is not None)
         await self.writer.close()
 
-    # ---- what it reports
-
-    async def report(self, report: ExecutorReport) -> Orders:
-        """Take note of a report and answer it."""
-        try:
-            self.life.hear(report, time.time())
-        except IllegalTransition as error:
-            log.warning("report ignored", executor=self.binding.executor, reason=str(error))
-        self._follow_life()
-        self._lost_consumer = report.lost_consumer
-        if self.life.leaving or self._assignment is None or self.released.is_set():
-            return Orders(LEAVE, force=self.life.forced)
-        if report.lost_consumer:
-            return await self._repair(self._assignment)
-        if report.state is ExecutorState.IDLE:
-            self.life.assign(time.time())
-            self._follow_life()
-            return Orders(SERVE, self._assignment)
-        orders = Orders(SERVE)
-        if report.common_data_wanted:
-            with contextlib.suppress(FlameError):  # it asks again
-                await add_common_data(self._place.broker, self.binding.session, report, orders)
-        return orders
-
-    async def _repair(self, assignment: Assignment) -> Orders:
-        try:
-            repaired = await self._place.consumers.repair(self.binding, assignment)
-        except Superseded:
-            self.leave()
-            return Orders(LEAVE)
-        except FlameError as error:
-            log.warning("its consumer can't be made again yet", reason=str(error))
-            return Orders(SERVE)
-        self._place.leases.consumer_replaced(self.binding.consumer)
-        self._assignment = repaired
-        self._lost_consumer = False
-        return Orders(LEAVE) if self.life.leaving else Orders(SERVE, repaired)
-
-    # ---- how busy it is
-
-    def note_backlog(self, pending: int) -> None:
-        """Take note of what waits in its session."""
-        self.life.note_backlog(pending, time.time())
-        self._follow_life()
-
-    def is_busy(self) -> bool:
-        """Whether it takes tasks and has something to do, or has fallen silent."""
-        self.life.note_silence(time.time())
-        self._follow_life()
-        return self.life.is_busy
-
     # ---- its life
 
-    async def _live(self) -> None:
-        try:
-            assignment = await self._prepare()
-            if assignment is None:
-                self.life.release(None, clean=True, now=time.time())
-                return
-            status, output = await self._run(assignment)
-            await self._place.leases.hand_over(self.binding.executor)
-            self.life.end(status, output, time.time())
-        except Superseded as error:
-            self.life.release(Reason(ReasonCode.UNBOUND, str(error)), clean=True, now=time.time())
-        except LaunchRefused as error:
-            self.life.release(Reason(ReasonCode.STARTING_REFUSED, str(error)), clean=False, now=time.time())
-        except Exception:
-            log.exception("an executor can't be looked after any more", executor=self.binding.executor)
-            self.kill()
-        finally:
-            self._release()
+    async def _carry_out(self) -> tuple[int, str] | None:
+        assignment = await self._prepare()
+        if assignment is None:
+            return None
+        ended = await self._run(assignment)
+        await self._place.leases.hand_over(self.binding.executor)
+        return ended
 
     async def _prepare(self) -> Assignment | None:
         """Read what the binding refers to, however long that takes; ``None`` if it is to leave before."""
@@ -284,39 +163,22 @@ class MemoryExecutor:
         if not self._ended.done():
             self._ended.set_result((KILLED, "") if serving.cancelled() else serving.result())
 
+    def _clean_up(self) -> None:
+        if not self._ended.done():
+            self.kill()
+
     def _release(self) -> None:
-        life = self.life
-        if life.state is not ExecutorState.RELEASED:
-            life.release(_OURS, clean=False, now=time.time())
-        self._place.leases.drop(self.binding.executor)
-        self._follow_life()
-        self._set_timer(None)
-        self.released.set()
+        super()._release()
         self._place.on_change()
-        if self._unwanted:
-            self.writer.delete()
-
-    def _follow_life(self) -> None:
-        """Tell the cluster what has changed, and watch the time that it has."""
-        for record in self.life.take_changes():
-            self.writer.put(record)
-        deadline = self.life.deadline
-        if deadline is not self._armed:
-            self._armed = deadline
-            self._set_timer(None if deadline is None else deadline.after_s)
-
-    def _set_timer(self, after_s: float | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = None if after_s is None else self._loop.call_later(after_s, self._overdue)
 
     def _overdue(self) -> None:
-        if self._armed is None or self.released.is_set():
+        deadline = self._alarm.armed
+        if deadline is None or self.released.is_set():
             return
-        if self._armed.ask_first and not self._place.broker.connected:
-            self._set_timer(self._armed.after_s)
+        if deadline.ask_first and not self._place.broker.connected:
+            self._alarm.begin_anew()
         else:
-            self.end(self._armed.cause)
+            self.end(deadline.cause)
 
 
 async def end_soon(tasks: Iterable[asyncio.Task[Any]]) -> None:

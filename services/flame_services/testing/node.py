@@ -14,10 +14,10 @@ from flame.broker.seam import Entry
 from flame.cancel import end_tasks
 from flame.errors import ExecutorNotFound, FlameError, MalformedMessage
 from flame.protocol import subjects
-from flame.protocol.messages import LEAVE, ExecutorReport, Orders
 from flame.protocol.records import BindingRecord, NodeRecord, decode_record
 from flame.protocol.resources import Resources
 from flame.protocol.session_state import is_state_request
+from flame.protocol.supervision import LEAVE, ExecutorReport, Orders
 from flame_services.executor_manager.consumers import Consumers
 from flame_services.executor_manager.keeper import LeaseKeeper
 from flame_services.executor_manager.node import NodeHeartbeat

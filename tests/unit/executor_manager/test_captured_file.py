@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flame.errors import MalformedMessage
-from flame.protocol.messages import Control, LogChunk
+from flame.protocol.supervision import Control, LogChunk
 from flame_services.executor_manager import captured_file
 from flame_services.executor_manager.captured_file import CHUNK_BYTES, FREED_BYTES, PARTIAL_LINE_S, CapturedFile, cut
 

@@ -7,6 +7,7 @@ from typing import Any, cast
 from flame.broker.seam import Entry
 from flame.protocol import subjects
 from flame.protocol.records import BindingRecord
+from flame_services.executor_manager.executor import Executor
 from flame_services.executor_manager.executors import Executors
 from flame_services.executor_manager.place import Place
 
@@ -31,6 +32,10 @@ class Deletions:
         self.keys.append(key)
 
 
+def never(binding: BindingRecord) -> Executor:
+    raise AssertionError(f"{binding} was to start nothing")
+
+
 async def settle(executors: Executors) -> None:
     for errand in tuple(executors._errands):
         await errand
@@ -38,7 +43,7 @@ async def settle(executors: Executors) -> None:
 
 async def test_what_ended_before_is_forgotten_if_its_binding_went_while_nobody_listened() -> None:
     place: Any = Deletions()
-    executors = Executors(cast(Place, place), {"e1", "e2"})
+    executors = Executors(cast(Place, place), never, {"e1", "e2"})
     executors.on_binding(Entry("n1.e1", BINDING.encode(), 1))
     executors.on_first_reading()
     await settle(executors)
@@ -50,7 +55,7 @@ async def test_what_ended_before_is_forgotten_if_its_binding_went_while_nobody_l
 
 
 async def test_a_binding_that_can_not_be_one_starts_nothing() -> None:
-    executors = Executors(cast(Place, Deletions()))
+    executors = Executors(cast(Place, Deletions()), never)
     foreign = [
         b"?",
         BINDING.changed(node="n2").encode(),

@@ -8,9 +8,10 @@ import pytest
 
 from flame.errors import IllegalTransition
 from flame.protocol.codes import ReasonCode
-from flame.protocol.messages import ExecutorReport, TaskFault
+from flame.protocol.messages import TaskFault
 from flame.protocol.records import BindingRecord
 from flame.protocol.states import ExecutorState
+from flame.protocol.supervision import ExecutorReport
 from flame_services.executor_manager import reasons
 from flame_services.executor_manager.life import GO_S, SILENT_S, Life, Limits, notable
 from flame_services.executor_manager.reasons import Reason

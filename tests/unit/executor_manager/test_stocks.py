@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from flame.broker.seam import Entry
-from flame.protocol.messages import ExecutorReport
 from flame.protocol.records import ApplicationRecord, ApplicationSpec
 from flame.protocol.states import ApplicationState, ExecutorState
+from flame.protocol.supervision import ExecutorReport
 from flame_services.executor_manager.assignment import Registered
 from flame_services.executor_manager.berth import Berths
 from flame_services.executor_manager.gpus import Gpus

@@ -14,9 +14,10 @@ from flame.logs import get_logger
 from flame.protocol import subjects
 from flame.protocol.api import CancelTasks, TaskCancels
 from flame.protocol.codes import ErrorCode
-from flame.protocol.messages import Control, ResultRecord, TaskFault
+from flame.protocol.messages import ResultRecord, TaskFault
 from flame.protocol.states import TaskState
 from flame.protocol.subjects import check_token
+from flame.protocol.supervision import Control
 from flame_services.scheduler.control_api.applications import no_application
 from flame_services.scheduler.control_api.sessions import Sessions
 from flame_services.scheduler.control_api.stored import AT_ONCE, StoredTasks

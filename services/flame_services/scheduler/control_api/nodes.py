@@ -44,4 +44,5 @@ class Nodes:
             used=node.used,
             memory_by=record.memory_by,
             cpu_by=record.cpu_by,
+            application=record.application,
         )

@@ -10,14 +10,13 @@ from flame.broker.errors import RevisionConflict
 from flame.broker.seam import Broker
 from flame.errors import (
     ApplicationDisabled,
-    PayloadTooLarge,
     SessionExists,
     SessionFailed,
     SessionNotFound,
     SessionNotOpen,
     SpecMismatch,
 )
-from flame.protocol import defaults, subjects
+from flame.protocol import subjects
 from flame.protocol.api import (
     CloseSession,
     CreateSession,
@@ -36,6 +35,11 @@ from flame_services.scheduler.closing import close_session
 from flame_services.scheduler.control_api.applications import Applications
 from flame_services.scheduler.control_api.paging import page
 from flame_services.scheduler.control_api.session_data import (
+    check_common_data,
+    check_stored,
+    drop_upload,
+    kept_as,
+    same_common_data,
     same_secrets,
     secrets_record,
     update_common_data,
@@ -62,12 +66,10 @@ class Sessions:
         application = await self._applications.known(request.application)
         if application.state is not ApplicationState.ENABLED:
             raise ApplicationDisabled(f"application {application.name} is disabled: it takes no new sessions")
-        if len(request.common_data) > defaults.INLINE_LIMIT_BYTES:
-            raise PayloadTooLarge(
-                f"common_data of {len(request.common_data)} bytes: the limit is {defaults.INLINE_LIMIT_BYTES}"
-            )
+        check_common_data(request.common_data, request.common_data_ref)
         if request.id is not None:
             check_token("session", request.id)
+        await check_stored(self._broker, application.name, request.id, request.common_data_ref)
         key = await self._keep_common_data(request)
         credentials_key = await self._keep_credentials(request)
         for _ in range(1 if request.id is not None else _MINT_ATTEMPTS):
@@ -89,16 +91,18 @@ class Sessions:
             await self._store.common_data.delete(key)
         if credentials_key:
             await self._store.credentials.clear(credentials_key)
+        if (found := await self._store.sessions.get(str(request.id))) is not None:
+            await drop_upload(self._broker, self._store, found[0], request.common_data_ref)
         raise SessionExists(
             f"session {request.id} exists, or did and its results have not aged out; open it, or choose another id"
         )
 
     async def _keep_common_data(self, request: CreateSession) -> str:
         """Keep common data under a key of its own, before the session that names it can be seen."""
-        if not request.common_data:
+        if not request.common_data and request.common_data_ref is None:
             return ""
-        key = subjects.common_data_key(request.application, secrets.token_hex(8))
-        await self._store.common_data.create(key, request.common_data)
+        key, value = kept_as(request.application, secrets.token_hex(8), request.common_data, request.common_data_ref)
+        await self._store.common_data.create(key, value)
         return key
 
     async def _keep_credentials(self, request: CreateSession) -> str:
@@ -128,6 +132,8 @@ class Sessions:
                 if found is None:
                     raise  # it exists, but can't be read
         record = found[0]
+        if request.create is not None:
+            await drop_upload(self._broker, self._store, record, request.create.common_data_ref)
         if record.state is SessionState.FAILED:
             raise SessionFailed(f"session {record.id} failed: {record.reason}")
         if record.state is not SessionState.OPEN:
@@ -144,8 +150,7 @@ class Sessions:
         want = wanted.options.model_dump()
         differs.extend(f"{name} is {have[name]}, not {want[name]}" for name in have if have[name] != want[name])
         if not differs:
-            kept = await self._store.common_data.get(record.common_data_key) if record.common_data_key else None
-            if (kept.value if kept is not None else b"") != wanted.common_data:
+            if not await same_common_data(self._store, record, wanted):
                 differs.append("common_data is another")
             if not await same_secrets(self._store, record, wanted):
                 differs.append("credentials or delegations are others")
