@@ -10,7 +10,7 @@ from flame.errors import WrongThread
 
 
 class Thread:
-    """Stands in for an event loop that doesn't tell in which thread it runs, and for none: no thread has the number 0."""
+    """Stands in for an event loop that doesn't tell in which thread it runs, and for none: no thread has number 0."""
 
     def __init__(self, number: int) -> None:
         """Have that number."""
@@ -23,8 +23,8 @@ NOWHERE: Final = Thread(0)
 def runner_of(home: asyncio.AbstractEventLoop) -> Thread:
     """Return what has in ``_thread_id`` the thread in which an event loop runs, none while it doesn't.
 
-    To compare that with one's own is the cheapest check there is: asking for the running loop takes longer than all else
-    that is looked at for a task. Where they differ `check_loop` decides.
+    To compare that with one's own is the cheapest check there is: asking for the running loop takes longer than all
+    else that is looked at for a task. Where they differ `check_loop` decides.
     """
     # asyncio's own loops say so themselves; uvloop's don't.
     return home if hasattr(home, "_thread_id") else Thread(get_ident())  # type: ignore[return-value]

@@ -79,6 +79,17 @@ async def test_what_is_shown_of_tasks_and_sessions_works_as_printed(connection: 
     assert session.state is flame.SessionState.CLOSED
 
 
+def test_what_is_shown_of_functions_works_as_printed(cluster: Cluster, tmp_path: Path) -> None:
+    [shown] = blocks("python", "More than bytes")
+    body = textwrap.indent(shown, "    ")
+    program = tmp_path / "functions.py"
+    program.write_text(f"import asyncio, collections, flame\nasync def main():\n{body}asyncio.run(main())\n")
+    environment = {**os.environ, "FLAME_ENDPOINT": cluster.broker.endpoint}
+    command = [sys.executable, str(program)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "81\n[('a', 1)]\n", "")
+
+
 def test_commands_that_are_shown_are_complete() -> None:
     [shown] = blocks("console", "Tasks and sessions on your terms")
     for line in shown.splitlines():

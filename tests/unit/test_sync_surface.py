@@ -20,7 +20,16 @@ from flame.client import api, connection, session, task, typed
 from flame.sync import background, callbacks, iterators, mapping
 
 NOT_FOR_USERS = {
-    "Connection": {"broker", "task_ids", "keep_alive", "call", "request_close", "get_session_record", "forget"},
+    "Connection": {
+        "broker",
+        "task_ids",
+        "keep_alive",
+        "call",
+        "request_close",
+        "get_session_record",
+        "forget",
+        "check_usable",
+    },
     "TypedSession": {"read_chunk"},
     "TypedHandle": {"handle"},  # an attribute of both
     "Session": {"listen", "reconcile_now", "abandon", "submit", "leave_large_outputs"},
