@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, Final, TypeVar
+from weakref import WeakKeyDictionary
 
 from flame.broker.errors import Duplicate, NotAcknowledged, StreamFull, StreamMissing
 from flame.broker.seam import Broker
@@ -29,6 +30,8 @@ log = get_logger("flame.values")
 ATTEMPT_S: Final = 10.0
 """How long one attempt at storing a part waits for the broker's acknowledgement."""
 PAUSE_MAX_S: Final = 2.0
+READ_AT_ONCE: Final = 4
+"""Values that are read at once over one connection, each with as many parts under way as may be."""
 
 T = TypeVar("T")
 
@@ -131,12 +134,27 @@ async def load_value(broker: Broker, application: str, session: str, side: str, 
         buffer.write(data)
 
     try:
-        await _in_turn(ref.parts, load, take)
+        async with _places_of(broker):
+            await _in_turn(ref.parts, load, take)
     except StreamMissing as error:
         raise _unregistered(application) from error
     if buffer.tell() != ref.size:
         raise ValueGone(f"{what}: its parts hold {buffer.tell():,} bytes")
     return buffer.getvalue()
+
+
+def _places_of(broker: Broker) -> asyncio.Semaphore:
+    """Return what bounds how many values are read at once over a connection.
+
+    A server ends a connection for which it has to keep too much (64 MiB, unless it is told otherwise).
+    """
+    places = _places.get(broker)
+    if places is None:
+        places = _places[broker] = asyncio.Semaphore(READ_AT_ONCE)
+    return places
+
+
+_places: WeakKeyDictionary[Broker, asyncio.Semaphore] = WeakKeyDictionary()
 
 
 def _unregistered(application: str) -> ApplicationNotFound:

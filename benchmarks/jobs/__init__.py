@@ -37,7 +37,7 @@ class Job:
 JOBS: Final = {
     "throughput": Job("tasks that do nothing, one session, 1, 2 and 8 executors", throughput.run),
     "latency": Job("invoke, one at a time and 64 in flight", latency.run),
-    "payloads": Job("inputs and outputs of 64 B, 10 KB and 1 MB", payloads.run),
+    "payloads": Job("inputs and outputs of 64 B to 1 MB", payloads.run),
     "creation": Job("from the order of a session to its first result, forked and fresh", creation.run),
     "short-sessions": Job("sessions that are created, used once and closed", short_sessions.run),
     "kills": Job("from an executor's death to its task on another", kills.run),

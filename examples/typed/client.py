@@ -19,12 +19,19 @@ async def main() -> None:
         task = await typed.invoke(Order("Ada", {"apple": 2, "pear": 5}))
         print(f"{task.output.greeting}: {task.output.pieces} pieces, missing: {task.output.missing}")
 
-        # Any number of orders from a generator, 100 under way, in their order.
+        # Any number of orders from a generator, 100 under way, in their order. In a terminal a bar says how far it is.
         orders = (Order(f"customer {number}", {"apple": number % 3}) for number in range(500))
         pieces = 0
-        async for task in typed.map(orders, in_flight=100):
-            pieces += task.output.pieces
+        with flame.ProgressBar("orders", total=500) as bar:
+            async for task in typed.map(orders, in_flight=100, on_progress=bar):
+                pieces += task.output.pieces
         print("pieces in 500 orders:", pieces)
+
+        # Created again under the same keys, orders are the same tasks: nothing is charged twice.
+        pair = [Order("Eve", {"apple": 1}), Order("Joe", {"pear": 1})]
+        handles = await typed.create_tasks(pair, keys=["order of Eve", "order of Joe"])
+        again = [task.id async for task in typed.map(pair, key=lambda order: f"order of {order.customer}")]
+        print("the same tasks:", again == [handle.id for handle in handles])
 
         # Without the types: JSON values, checked by the schema that the application publishes.
         plain = await session.typed_as_published()

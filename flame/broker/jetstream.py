@@ -12,23 +12,20 @@ from nats import errors as nats_errors
 
 from flame.broker import fast
 from flame.broker.bucket import JetStreamBucket, bucket_stream
-from flame.broker.errors import BrokerError, ConsumerMissing, NoResponders, NotAcknowledged, StreamMissing
+from flame.broker.configs import bucket_config, consumer_state, stream_config
+from flame.broker.errors import BrokerError, ConsumerMissing, NoResponders, StreamMissing
 from flame.broker.fast import Sender
 from flame.broker.leader import read_message
+from flame.broker.live import LiveBroker, plain
 from flame.broker.publisher import Publisher
 from flame.broker.puller import JetStreamPuller
 from flame.broker.reader import read_stream
 from flame.broker.seam import (
     ConsumerState,
     Listener,
-    LiveHandler,
-    LiveMessage,
     OnStored,
-    RequestHandler,
     StoredMessage,
     StreamState,
-    SubjectHandler,
-    Subscription,
 )
 from flame.broker.security import make_client, not_connected, security_options
 from flame.broker.wire import (
@@ -40,7 +37,6 @@ from flame.broker.wire import (
     NOT_FOUND,
     SECOND_NS,
     STATUS,
-    STORED_SUBJECT,
     TTL,
     call,
     has_stream,
@@ -48,19 +44,14 @@ from flame.broker.wire import (
     map_client_error,
     request,
 )
-from flame.cancel import end_tasks
 from flame.config import Security, check_endpoint
 from flame.errors import BrokerUnavailable
 from flame.logs import get_logger
 from flame.protocol import defaults
-from flame.protocol.topology import BucketSpec, ConsumerSpec, Retention, StreamSpec
+from flame.protocol.topology import BucketSpec, ConsumerSpec, StreamSpec
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
-    from nats.aio.msg import Msg
-    from nats.aio.subscription import Subscription as NatsSubscription
-    from nats.micro.request import Request
-    from nats.micro.service import Service
 
 log = get_logger("flame.broker")
 
@@ -109,22 +100,18 @@ def _without_credentials(servers: list[str]) -> str:
     return ",".join(f"{urlsplit(s).scheme}://{urlsplit(s).netloc.rpartition('@')[2]}" for s in servers)
 
 
-class JetStreamBroker:
+class JetStreamBroker(LiveBroker):
     """One connection to NATS with JetStream; see `flame.broker.seam.Broker` for what each operation does."""
 
     def __init__(self, client: Client, endpoint: str, security: Security) -> None:
         """Hold an unconnected client; use `connect`."""
-        self._nc = client
+        super().__init__(client)
         self._endpoint = endpoint
         self._security = security
         self._publisher: Publisher
-        self._sender: Sender
         self._on_reconnect: list[Listener] = []
         self._last_error: Exception | None = None
         self._closing = False
-        self._answering: set[asyncio.Task[None]] = set()
-        self._asking: set[asyncio.Future[None]] = set()
-        """One for each request under way, done when its answer can't come any more."""
 
     # ---- the connection
 
@@ -171,7 +158,7 @@ class JetStreamBroker:
         if self._closing:
             return
         self._closing = True
-        await end_tasks(self._answering)
+        await self.answer_no_more()
         if hasattr(self, "_publisher"):
             self._publisher.stop("the connection was closed")
         # Cancelling its reconnection may be lost (asyncio.wait_for, before Python 3.12); then this is what ends it.
@@ -194,7 +181,7 @@ class JetStreamBroker:
         if isinstance(error, nats_errors.SlowConsumerError):
             log.warning("a subscription fell behind and lost a message", subject=error.subject)
         else:
-            log.debug("connection error", error=_plain(error))
+            log.debug("connection error", error=plain(error))
 
     async def _disconnected(self) -> None:
         if not self._closing:
@@ -202,9 +189,7 @@ class JetStreamBroker:
 
     async def _reconnected(self) -> None:
         log.debug("reconnected", endpoint=self._endpoint)
-        for lost in self._asking:
-            if not lost.done():
-                lost.set_result(None)
+        self.lose_requests()
         for listener in tuple(self._on_reconnect):
             try:
                 listener()
@@ -213,121 +198,15 @@ class JetStreamBroker:
 
     async def _closed(self) -> None:
         if not self._closing:
-            log.error("the connection is closed for good", endpoint=self._endpoint, error=_plain(self._last_error))
+            log.error("the connection is closed for good", endpoint=self._endpoint, error=plain(self._last_error))
             if hasattr(self, "_publisher"):
                 self._publisher.stop("the connection is closed for good")
-
-    # ---- live messages
-
-    async def publish(self, subject: str, data: bytes) -> None:
-        """See `flame.broker.seam.Broker.publish`."""
-        try:
-            self._sender.send(subject, data)
-            if self._sender.full:
-                await self._sender.room()
-        except (nats_errors.Error, OSError) as error:
-            raise map_client_error(f"publish on {subject}", error) from error
-
-    async def subscribe(self, subject: str, handler: LiveHandler) -> Subscription:
-        """See `flame.broker.seam.Broker.subscribe`."""
-
-        def on_message(subject: bytes, _reply: bytes, data: bytes, headers: bytes) -> None:
-            stored_as = fast.header(headers, STORED_SUBJECT) if headers else ""
-            handler(LiveMessage(subject.decode(), data, stored_as))
-
-        try:
-            return _Subscription(await fast.subscribe(self._nc, subject, on_message))
-        except (nats_errors.Error, OSError) as error:
-            raise map_client_error(f"subscribe to {subject}", error) from error
-
-    async def first(self, subject: str) -> tuple[asyncio.Future[bytes], Subscription]:
-        """See `flame.broker.seam.Broker.first`."""
-        try:
-            future, subscription = await fast.first(self._nc, subject)
-        except (nats_errors.Error, OSError) as error:
-            raise map_client_error(f"subscribe to {subject}", error) from error
-        return future, _Subscription(subscription)
-
-    async def request(self, subject: str, data: bytes, timeout_s: float) -> bytes:
-        """See `flame.broker.seam.Broker.request`."""
-        answer: bytes = (await self._ask(subject, data, timeout_s, f"request to {subject}")).data
-        return answer
-
-    async def _ask(self, subject: str, data: bytes, timeout_s: float, what: str) -> Msg:
-        """Request, and hear of it at once when the answer can't come any more."""
-        loop = asyncio.get_running_loop()
-        lost: asyncio.Future[None] = loop.create_future()
-        asked: asyncio.Task[Msg] = loop.create_task(request(self._nc, subject, data, timeout_s, what))
-        self._asking.add(lost)
-        try:
-            await asyncio.wait((asked, lost), return_when=asyncio.FIRST_COMPLETED)
-            if not asked.done():
-                raise NotAcknowledged(f"{what}: the connection was lost meanwhile; it may have been carried out")
-            return asked.result()
-        finally:
-            self._asking.discard(lost)
-            lost.cancel()
-            if not asked.cancel() and not asked.cancelled():
-                asked.exception()  # told already, or nobody is there to be told
-
-    async def answer(self, subject: str, handler: SubjectHandler) -> Subscription:
-        """See `flame.broker.seam.Broker.answer`."""
-
-        async def on_message(msg: Msg) -> None:
-            self._spawn(self._answer(msg, handler))
-
-        return _Subscription(await self._subscribe(subject, cb=on_message))
-
-    async def serve(self, name: str, version: str, prefix: str, verbs: Mapping[str, RequestHandler]) -> Subscription:
-        """See `flame.broker.seam.Broker.serve`."""
-        from nats.micro import add_service  # noqa: PLC0415  # only schedulers serve
-
-        try:
-            service = await add_service(self._nc, name=name, version=version)
-            for verb, handler in verbs.items():
-                endpoint = self._endpoint_of(handler)
-                await service.add_endpoint(name=verb, subject=f"{prefix}.{verb}", handler=endpoint)
-        except (nats_errors.Error, OSError) as error:
-            raise map_client_error(f"serve {prefix}", error) from error
-        return _Service(service)
-
-    def _endpoint_of(self, handler: RequestHandler) -> Callable[[Request], Any]:
-        async def respond(call: Request) -> None:
-            with contextlib.suppress(nats_errors.Error):
-                await call.respond(await handler(call.data))
-
-        async def endpoint(call: Request) -> None:
-            self._spawn(respond(call))
-
-        return endpoint
-
-    async def _answer(self, msg: Msg, handler: SubjectHandler) -> None:
-        answer = await handler(msg.subject, msg.data)
-        if msg.reply:
-            with contextlib.suppress(nats_errors.Error):
-                await self._nc.publish(msg.reply, answer)
-
-    def _spawn(self, coroutine: Any) -> None:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)
-        self._answering.add(task)
-        task.add_done_callback(self._answered)
-
-    def _answered(self, task: asyncio.Task[None]) -> None:
-        self._answering.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("a request handler failed", error=repr(error), exc_info=error)
-
-    async def _subscribe(self, subject: str, **options: Any) -> NatsSubscription:
-        try:
-            return await self._nc.subscribe(subject, **options)
-        except (nats_errors.Error, OSError) as error:
-            raise map_client_error(f"subscribe to {subject}", error) from error
 
     # ---- streams
 
     async def ensure_stream(self, spec: StreamSpec) -> None:
         """See `flame.broker.seam.Broker.ensure_stream`."""
-        await self._ensure(spec.name, _stream_config(spec))
+        await self._ensure(spec.name, stream_config(spec))
 
     async def _ensure(self, name: str, config: dict[str, Any]) -> None:
         what = f"create stream {name}"
@@ -439,7 +318,7 @@ class JetStreamBroker:
     async def consumer_state(self, stream: str, name: str) -> ConsumerState:
         """See `flame.broker.seam.Broker.consumer_state`."""
         info = await call(self._nc, f"CONSUMER.INFO.{stream}.{name}", None, f"state of consumer {name}")
-        return _consumer_state(info)
+        return consumer_state(info)
 
     async def consumers(self, stream: str) -> list[ConsumerState]:
         """See `flame.broker.seam.Broker.consumers`."""
@@ -448,7 +327,7 @@ class JetStreamBroker:
             body = {"offset": len(found)}
             answer = await call(self._nc, f"CONSUMER.LIST.{stream}", body, f"consumers of stream {stream}")
             page = answer.get("consumers") or []
-            found.extend(_consumer_state(info) for info in page)
+            found.extend(consumer_state(info) for info in page)
             if not page or len(found) >= int(answer.get("total", 0)):
                 return found
 
@@ -482,86 +361,8 @@ class JetStreamBroker:
 
     async def ensure_bucket(self, spec: BucketSpec) -> None:
         """See `flame.broker.seam.Broker.ensure_bucket`."""
-        await self._ensure(bucket_stream(spec.name), _bucket_config(spec))
+        await self._ensure(bucket_stream(spec.name), bucket_config(spec))
 
     def bucket(self, name: str) -> JetStreamBucket:
         """See `flame.broker.seam.Broker.bucket`."""
         return JetStreamBucket(self._nc, self._publisher, name, self.on_reconnect)
-
-
-class _Subscription:
-    """A nats-py subscription behind the seam."""
-
-    def __init__(self, subscription: NatsSubscription) -> None:
-        self._subscription = subscription
-
-    async def stop(self) -> None:
-        with contextlib.suppress(nats_errors.Error, OSError):
-            await self._subscription.unsubscribe()
-
-
-class _Service:
-    """A NATS micro service behind the seam."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-
-    async def stop(self) -> None:
-        # It waits for the server to confirm, and a server that is gone never does.
-        stopping = asyncio.create_task(self._service.stop())
-        await asyncio.wait((stopping,), timeout=SERVICE_STOP_S)
-        await end_tasks((stopping,))
-        if not stopping.cancelled() and (error := stopping.exception()) is not None:
-            log.debug("the service did not stop in order", error=_plain(error))
-
-
-def _plain(error: BaseException | None) -> str:
-    return (str(error) or type(error).__name__).removeprefix("nats: ") if error is not None else "unknown"
-
-
-def _consumer_state(info: Mapping[str, Any]) -> ConsumerState:
-    return ConsumerState(str(info["name"]), int(info["num_pending"]), int(info["num_ack_pending"]))
-
-
-def _stream_config(spec: StreamSpec) -> dict[str, Any]:
-    config: dict[str, Any] = {
-        "name": spec.name,
-        "subjects": list(spec.subjects),
-        "retention": "workqueue" if spec.retention is Retention.WORK else "limits",
-        "storage": "file",
-        "discard": "new" if spec.refuse_when_full else "old",
-        "discard_new_per_subject": spec.one_per_subject and spec.refuse_when_full,
-        "max_msgs_per_subject": 1 if spec.one_per_subject else -1,
-        "max_msgs": spec.max_messages,
-        "max_bytes": spec.max_bytes,
-        "max_age": int(spec.max_age_s * SECOND_NS),
-        "max_consumers": 1_000_000 if spec.retention is Retention.WORK else -1,
-        "allow_direct": spec.direct,
-        "duplicate_window": SECOND_NS,
-        "num_replicas": spec.replicas,
-    }
-    if spec.message_ttl:
-        config["allow_msg_ttl"] = True
-    if spec.republish is not None:
-        config["republish"] = {"src": spec.republish[0], "dest": spec.republish[1]}
-    return config
-
-
-def _bucket_config(spec: BucketSpec) -> dict[str, Any]:
-    return {
-        "name": bucket_stream(spec.name),
-        "subjects": [f"$KV.{spec.name}.>"],
-        "retention": "limits",
-        "storage": "file",
-        "discard": "new",
-        "max_msgs_per_subject": 1,
-        "max_msg_size": spec.max_value_bytes,
-        "max_age": int(spec.ttl_s * SECOND_NS),
-        "max_consumers": -1,
-        "allow_rollup_hdrs": True,
-        "allow_msg_ttl": True,
-        "deny_delete": True,
-        "allow_direct": False,
-        "duplicate_window": int(min(spec.ttl_s or 120, 120) * SECOND_NS),
-        "num_replicas": spec.replicas,
-    }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Final
 
 from flame.broker.seam import Broker
 from flame.client.listing import finished_task
@@ -21,9 +20,6 @@ from flame.values import load_value, store_value
 
 log = get_logger("flame.client")
 
-AT_ONCE: Final = 4
-"""Outputs of one session that are loaded at once: more would only share the connection."""
-
 
 class TaskValues:
     """Stores inputs and loads outputs."""
@@ -32,7 +28,6 @@ class TaskValues:
         """Bind to a session; costs nothing before it is used."""
         self._broker = broker
         self._record = record
-        self._places = asyncio.Semaphore(AT_ONCE)
         self._loads: dict[str, asyncio.Task[None]] = {}
 
     async def store_input(self, message: TaskMessage) -> bytes:
@@ -51,8 +46,7 @@ class TaskValues:
         application, session = self._record.application, self._record.id
         task = finished_task(task_id, session, application, record)
         try:
-            async with self._places:
-                task.output = await load_value(self._broker, application, session, subjects.OUT, ref)
+            task.output = await load_value(self._broker, application, session, subjects.OUT, ref)
         except Unavailable:
             raise
         except FlameError as error:

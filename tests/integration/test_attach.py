@@ -20,7 +20,7 @@ from flame.client import asking
 from flame.protocol.states import SessionState
 from flame.service import attach
 from flame_cli import nodes
-from tests.support.cluster import SERVICES, Cluster, alive, eventually, executors_of, processes_of
+from tests.support.cluster import SERVICES, Cluster, alive, eventually, processes_of, started_executors
 
 ACK_WAIT_S = 1.5
 SCHEDULER_OPTIONS = ("--ack-wait-s", str(ACK_WAIT_S))
@@ -147,7 +147,7 @@ async def test_it_serves_one_session_before_any_other_node_and_ends_with_it(
     session = await connection.create_session("lab")
     assert await pid_of(session) == attached.pid
     await attached.says(f"flame: serving session {session.id}")
-    (executor,) = await executors_of(connection, session.id)
+    (executor,) = await started_executors(connection, session.id)
     assert (executor.started, executor.pid, executor.node) == ("attached", attached.pid, attached.node)
     async with await connection.create_session("lab") as other:
         assert await pid_of(other) != attached.pid

@@ -65,6 +65,7 @@ class TestALife:
                     "consumer": "s1-1",
                     "fence": 17,
                     "common_data": "be kind",
+                    "common_data_ref": None,
                     "common_data_version": 0,
                     "credentials": {},
                     "delegations": {},

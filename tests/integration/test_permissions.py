@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 import flame
-from tests.support.cluster import PATIENCE_S, eventually, executors_of, kill, lasting
+from tests.support.cluster import PATIENCE_S, eventually, kill, lasting, started_executors
 from tests.support.guarded import GuardedCluster, guarded_cluster, violations
 
 APPLICATION = "guarded"
@@ -82,7 +82,7 @@ async def test_progress_in_a_watch_and_in_events(client: flame.Connection, sessi
 
 async def test_state(session: flame.Session, connection: flame.Connection) -> None:
     assert json.loads((await session.invoke(call("remember", "k", "v"))).output) == [None, "v", ["k"]]
-    for executor in await executors_of(connection, session.id):
+    for executor in await started_executors(connection, session.id):
         kill(executor.pid)
     assert json.loads((await session.invoke(call("remember", "k", "w"))).output) == ["v", "w", ["k"]]
 

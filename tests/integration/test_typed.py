@@ -352,6 +352,7 @@ async def test_the_example_runs(cluster: Cluster) -> None:
     assert client.stdout.splitlines() == [
         "Danke, Ada: 7 pieces, missing: ['pear']",
         "pieces in 500 orders: 499",
+        "the same tasks: True",
         "without types: Danke, Bob",
         "refused: input for application shop: not Order: items.pear: 'many' is not of type 'integer'",
     ]

@@ -170,6 +170,28 @@ async def test_a_broker_that_does_not_come_back_is_not_waited_for_for_ever(
 
 
 @with_stream
+async def test_no_more_is_asked_for_at_once_than_a_server_keeps_for_a_connection(
+    server: MemoryServer, broker: MemoryBroker
+) -> None:
+    data = some(12 * PART)
+    refs = [await store_value(broker, APP, SESSION, subjects.IN, data) for _ in range(10)]
+    peek, under_way, most = broker.peek, 0, 0
+
+    async def counted(stream: str, subject: str) -> bytes | None:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0.1)
+        under_way -= 1
+        return await peek(stream, subject)
+
+    broker.peek = counted  # type: ignore[method-assign]
+    loaded = await asyncio.gather(*(load_value(broker, APP, SESSION, subjects.IN, ref) for ref in refs))
+    assert loaded == [data] * 10
+    assert most * PART <= 32 * 1024**2
+
+
+@with_stream
 async def test_a_part_that_is_missing_is_looked_for_and_then_named(server: MemoryServer, broker: MemoryBroker) -> None:
     ref = await store_value(broker, APP, SESSION, subjects.IN, some(3 * PART))
     part = subjects.blob(APP, SESSION, subjects.IN, ref.id, 1)
