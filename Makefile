@@ -22,10 +22,10 @@ help: ## Show the targets
 demo: $(PRODUCT) ## Run an AI agent on a cluster of its own, from registration to answers
 	@$(BIN)/python examples/agents/openai/demo.py
 
-# Three at a time: most of them wait for a cluster to do something. A file's tests share one and stay together, and those
+# Four at a time: most of them wait for a cluster to do something. A file's tests share one and stay together, and those
 # that take long come first by their folders' names.
 test: $(TOOLS) ## Run all tests; ARGS= goes to pytest
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 chaos: $(TOOLS) ## Do ten thousand random operations, with faults, on a cluster; ARGS= goes to pytest
 	FLAME_CHAOS_OPERATIONS=10000 $(BIN)/python -m pytest tests/chaos $(ARGS)
