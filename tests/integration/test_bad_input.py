@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import socket
 import sys
 import threading
@@ -12,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -47,6 +49,16 @@ async def invoke_on_service(connection: flame.Connection, name: str, spec: dict[
     await connection.register_application(name, {"session_retry_limit": 2, **spec})
     session = await connection.create_session(name)
     await session.invoke(b"hello")
+
+
+def by_hand(service: object, application: str) -> Callable[[flame.Connection, Cluster], Awaitable[Any]]:
+    """Start a service by hand, as an executor of the cluster."""
+
+    async def act(_: flame.Connection, cluster: Cluster) -> None:
+        with mock.patch.dict(os.environ, FLAME_ENDPOINT=cluster.broker.endpoint):
+            await flame.run(service, application=application)
+
+    return act
 
 
 async def close_then_invoke(connection: flame.Connection, cluster: Cluster) -> None:
@@ -521,6 +533,15 @@ CASES = [
         flame.ConfigurationError,
         "no function of flame.functions",
     ),
+    Case(
+        "by hand: unknown application",
+        by_hand(flame.FlameService(), "nope"),
+        flame.ApplicationNotFound,
+        "flmctl register",
+    ),
+    Case("by hand: illegal name", by_hand(flame.FlameService(), "a.b"), flame.InvalidName, "'a.b'"),
+    Case("by hand: no service", by_hand(object(), "flmping"), flame.ConfigurationError, "object has no on_task_invoke"),
+    Case("by hand: a class", by_hand(flame.FlameService, "flmping"), flame.ConfigurationError, "pass an instance"),
     Case("unknown application", lambda c, _: c.create_session("nope"), flame.ApplicationNotFound, "'nope'"),
     Case("illegal application name", lambda c, _: c.create_session("a.b"), flame.InvalidName, "'a.b'"),
     Case("wildcard as a name", lambda c, _: c.create_session("*"), flame.InvalidName, r"'\*'"),
