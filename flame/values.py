@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import io
 import math
-import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
@@ -22,7 +21,7 @@ from flame.cancel import end_tasks
 from flame.errors import ApplicationNotFound, QueueFull, Unavailable, ValueGone
 from flame.logs import get_logger
 from flame.protocol import defaults, subjects
-from flame.protocol.ids import base62
+from flame.protocol.ids import mint_value_id
 from flame.protocol.values import ValueRef, check_size
 
 log = get_logger("flame.values")
@@ -45,6 +44,7 @@ async def store_value(
     *,
     ttl_s: float = 0.0,
     digest: bytes = b"",
+    task_id: str = "",
 ) -> ValueRef:
     """Store a value and return what names it, once all of it is stored. Only the parts under way are copied.
 
@@ -60,6 +60,7 @@ async def store_value(
         data: At least a byte, and at most 1 GiB. It must not change meanwhile.
         ttl_s: It is kept so long, in whole seconds; 0: until it is removed.
         digest: Goes into the reference.
+        task_id: Of the task whose input it is: it may go when that has ended.
 
     Raises:
         PayloadTooLarge: ``data`` is over the limit; nothing was stored.
@@ -70,9 +71,7 @@ async def store_value(
     view = memoryview(data).cast("B")
     check_size("value", len(view))
     size = defaults.VALUE_PART_BYTES
-    ref = ValueRef(
-        id=base62(secrets.randbits(96), 17), size=len(view), parts=math.ceil(len(view) / size), digest=digest
-    )
+    ref = ValueRef(id=mint_value_id(task_id), size=len(view), parts=math.ceil(len(view) / size), digest=digest)
 
     unacknowledged: set[asyncio.Future[int]] = set()
 

@@ -143,8 +143,7 @@ class Reading:
         await self._take(msg, sequence)
         self._position = sequence
         if self._may_be_complete(nothing_more=parts[base + 6] == "0"):
-            self._looks += 1
-            self._look()
+            self._looks += self._look()
 
     def _begin(self) -> dict[str, object]:
         """Return where the consumer begins."""
@@ -172,10 +171,12 @@ class Reading:
             return self._position >= self._newest
         return nothing_more or (self._expected is not None and self._seen >= self._expected)
 
-    def _look(self) -> None:
-        """Find out whether this was all, unless that is known or being found out."""
-        if not self.complete.done() and (self._looking is None or self._looking.done()):
-            self._looking = self._loop.create_task(self._look_for_more(), name=f"look at {self._prefix}{self._pattern}")
+    def _look(self) -> bool:
+        """Begin to find out whether this was all, unless that is known or being found out; tell whether it began."""
+        if self.complete.done() or (self._looking is not None and not self._looking.done()):
+            return False
+        self._looking = self._loop.create_task(self._look_for_more(), name=f"look at {self._prefix}{self._pattern}")
+        return True
 
     async def _look_for_more(self) -> None:
         """Be complete if the leader knows of nothing newer.

@@ -104,13 +104,14 @@ class Outstanding:
         """
         if self._least is not None:
             options = self._not_older(options)
+        task_id = self._connection.task_ids.mint()
         large = len(data) > defaults.INLINE_LIMIT_BYTES
         payload = b"" if large else TaskMessage(data, informer is not None, options=options).encode()
         if large or len(payload) > defaults.INLINE_LIMIT_BYTES:
-            payload = await self.values.store_input(TaskMessage(data, informer is not None, options=options))
+            message = TaskMessage(data, informer is not None, options=options)
+            payload = await self.values.store_input(task_id, message)
         while self._unacknowledged >= defaults.PUBLISH_WINDOW:
             await self._room()
-        task_id = self._connection.task_ids.mint()
         handle = TaskHandle(task_id, self._record, payload, self._loop, informer, self)
         self._handles[task_id] = handle
         self._unacknowledged += 1
@@ -258,7 +259,7 @@ class Outstanding:
         """Return a task as it is to be stored, with its input stored before if that is large and has not been."""
         if isinstance(handle, KeyedTaskHandle) and handle.large and message.input_ref is None:
             message.input = handle.large
-            return await self.values.store_input(message)
+            return await self.values.store_input(handle.id, message)
         return message.encode()
 
     async def _look_up_if_possible(self, task_id: str) -> TaskLooks:

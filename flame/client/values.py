@@ -30,12 +30,12 @@ class TaskValues:
         self._record = record
         self._loads: dict[str, asyncio.Task[None]] = {}
 
-    async def store_input(self, message: TaskMessage) -> bytes:
+    async def store_input(self, task_id: str, message: TaskMessage) -> bytes:
         """Store a task's input in parts and return the task that refers to it. Raises as `store_value` does."""
         data = message.input
         check_size("input", len(data))
         application, session = self._record.application, self._record.id
-        message.input_ref = await store_value(self._broker, application, session, subjects.IN, data)
+        message.input_ref = await store_value(self._broker, application, session, subjects.IN, data, task_id=task_id)
         message.input = b""
         return message.encode()
 
@@ -49,7 +49,7 @@ class TaskValues:
             task.output = await load_value(self._broker, application, session, subjects.OUT, ref)
         except Unavailable:
             raise
-        except FlameError as error:
+        except (FlameError, MemoryError) as error:
             task.error = TaskFault(ErrorCode.VALUE_GONE, str(error), type(error).__name__)
         return task
 

@@ -24,6 +24,22 @@ def mint_session_id(application: str) -> str:
     return f"{application}-{base62(secrets.randbelow(62**6), 6)}"
 
 
+INPUT_OF: Final = "of-"
+"""What the ids of large values begin with that are the inputs of tasks; the task's id follows."""
+
+
+def mint_value_id(task_id: str = "") -> str:
+    """Return an id for a large value, which says whose input it is if it is a task's."""
+    if task_id:
+        return f"{INPUT_OF}{task_id}-{base62(secrets.randbits(40), 7)}"
+    return base62(secrets.randbits(96), 17)
+
+
+def task_of_value(value: str) -> str:
+    """Return the id of the task whose input a large value is; empty if it is none's."""
+    return value.removeprefix(INPUT_OF).rpartition("-")[0] if value.startswith(INPUT_OF) else ""
+
+
 KEYED: Final = "key-"
 """What the ids of tasks begin with that were created under a key."""
 MAX_KEY: Final = 512

@@ -41,7 +41,9 @@ class Attachment:
 
     def __init__(self, target: Target, application: str) -> None:
         """Plan to be a node of a cluster for one application; nothing is touched."""
-        self.node: Final = f"{ATTACHED}-{to_token(socket.gethostname())[:_HOST_MOST]}-{os.getpid()}"
+        self.node: Final = (
+            f"{ATTACHED}-{to_token(socket.gethostname())[:_HOST_MOST]}-{os.getpid()}-{secrets.token_hex(3)}"
+        )
         self.executor: Final = f"w{secrets.token_hex(6)}"
         """What this process reports as until it has a session."""
         self.lost: Final[asyncio.Future[None]] = asyncio.get_running_loop().create_future()

@@ -11,7 +11,7 @@ from typing import Final
 
 from flame.broker.seam import Broker
 from flame.credentials import check_secrets, texts_to_hide
-from flame.errors import ConfigurationError
+from flame.errors import ConfigurationError, ValueGone
 from flame.logs import get_logger
 from flame.protocol.codes import ErrorCode
 from flame.protocol.messages import TaskFault
@@ -47,6 +47,8 @@ class Executor:
         self._state = EXECUTOR.next(EXECUTOR.initial, ExecutorEvent.READY)
         self._fault: TaskFault | None = None
         self._runner: TaskRunner | None = None
+        self._has: int | None = None
+        """The version of common data that it can't get any more, while it asks for a newer one."""
         self._context: SessionContext | None = None
         self._hidden: tuple[str, ...] = ()
         """The session's secrets, which are to be in no text that others may read."""
@@ -116,18 +118,35 @@ class Executor:
         return True
 
     async def _make_context(self, assignment: Assignment) -> SessionContext:
-        data, ref = assignment.common_data, assignment.common_data_ref
-        if ref is not None:
-            data = await load(self._broker, assignment, ref)
+        while assignment.common_data_ref is not None:
+            try:
+                assignment.common_data = await load(self._broker, assignment, assignment.common_data_ref)
+                break
+            except ValueGone:
+                if not await self._take_newer(assignment):
+                    raise
         return SessionContext(
             assignment.session,
             assignment.application,
-            data,
+            assignment.common_data,
             assignment.common_data_version,
             check_secrets("credentials", assignment.credentials),
             check_secrets("delegations", assignment.delegations),
             State(self._broker, self._environment.node, self._environment.executor),
         )
+
+    async def _take_newer(self, assignment: Assignment) -> bool:
+        """Ask for common data that has replaced what an assignment refers to; tell whether there is any."""
+        self._has = version = assignment.common_data_version
+        orders = await self._reporter.report()
+        self._has = None
+        newer = orders.common_data_version is not None and orders.common_data_version > version
+        if not newer or (orders.common_data is None and orders.common_data_ref is None):
+            return False
+        assert orders.common_data_version is not None
+        assignment.common_data_version = orders.common_data_version
+        assignment.common_data, assignment.common_data_ref = orders.common_data or b"", orders.common_data_ref
+        return True
 
     def _blame(self, what: str, error: Exception, assignment: Assignment) -> None:
         """Take note of what the service raised, and log it without its session's secrets."""
@@ -188,6 +207,8 @@ class Executor:
 
     def _snapshot(self) -> ExecutorReport:
         report = ExecutorReport(self._state, os.getpid(), self._fault, started=self._started)
+        if self._has is not None:
+            report.common_data_version, report.common_data_wanted = self._has, self._has + 1
         return report if self._runner is None else self._runner.fill(report)
 
 

@@ -135,7 +135,7 @@ def default_signals() -> None:
 def flush_streams() -> None:
     """Write out what standard output and error hold back."""
     for stream in _streams():
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # the last: a signal came while it was written to
             stream.flush()
 
 

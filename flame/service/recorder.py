@@ -54,6 +54,8 @@ class Recorder:
         self.counts = Counts()
         self.unstored = 0
         """Records under way."""
+        self.storing = 0
+        """Outputs under way that are too large for their records: to whoever asks, their tasks still run."""
         self.last_handle = ""
         """Of the delivery that was finished last."""
         self.on_end: Callable[[], None] = lambda: None
@@ -87,6 +89,7 @@ class Recorder:
         began = time.monotonic()
         self._holdings.start(delivery.handle, began, 0.0)  # its time limit was for the run, which is over
         self.unstored += 1
+        self.storing += 1
         try:
             await store_output(self._broker, self._assignment, record)
         except FlameError as error:
@@ -95,6 +98,7 @@ class Recorder:
             record.state, record.output = TaskState.FAILED, b""
         finally:
             self.unstored -= 1
+            self.storing -= 1
         self.on_delay(time.monotonic() - began)
         return record.encode()
 

@@ -158,6 +158,9 @@ class Runs:
     async def _load_input(self, run: Run, delivery: Delivery, message: TaskMessage, ref: ValueRef) -> bool:
         """Get a large input before the run begins; ``False``: it must not, and was dealt with."""
         handle, began = delivery.handle, time.monotonic()
+        if not self._holdings.start(handle, began, 0.0):  # an input that ends its process must count as an attempt
+            self.let_go(handle)
+            return False
 
         def wanted() -> bool:
             return run.stop is None and self._holdings.certain(handle, time.monotonic())
@@ -167,6 +170,10 @@ class Runs:
         except FlameError as error:
             fault = TaskFault(error.code, f"its input can't be read: {error}", type(error).__qualname__)
             await self._refuse(delivery, fault, run.attempt - 1)
+            return False
+        except MemoryError:
+            text = f"its input of {ref.size:,} bytes doesn't fit into the memory of its executor"
+            await self._refuse(delivery, TaskFault(ErrorCode.OUT_OF_MEMORY, text, "MemoryError"), run.attempt - 1)
             return False
         self.service_time.note(time.monotonic() - began)  # it delays whatever is taken with it
         if data is not None:

@@ -87,7 +87,7 @@ class TaskRunner:
     def fill(self, report: ExecutorReport) -> ExecutorReport:
         """Add the numbers to a report."""
         self._recorder.counts.fill(report)
-        report.running = len(self._running.runs)
+        report.running = len(self._running.runs) + self._recorder.storing
         report.held = len(self._holdings.waiting)
         report.pending = self._pending
         report.idle_s = self._idle_s()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 NAME: Final = "flame-service"
 
@@ -54,6 +54,9 @@ class Threads:
     for none of them.
     """
 
+    wakes_always: ClassVar[bool] = False
+    """Whether the loop is woken also of a call that ended before anybody could wait, for virtual time to wait for."""
+
     def __init__(self) -> None:
         """Start none before there is something to do."""
         self._work: SimpleQueue[_Work | None] = SimpleQueue()
@@ -78,7 +81,7 @@ class Threads:
         with self._lock:
             work.awaited = not work.ended
         if not work.awaited:  # a thread that is started begins at once
-            loop.call_soon(work.settle)
+            (loop.call_soon_threadsafe if self.wakes_always else loop.call_soon)(work.settle)
         return work.future
 
     async def to_end(self, is_cancelled: Callable[[], bool], function: Callable[..., Any], *arguments: object) -> Any:

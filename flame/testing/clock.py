@@ -180,6 +180,7 @@ class VirtualClock:
             undo.enter_context(mock.patch.object(loop, "time", self.time))
             undo.enter_context(mock.patch.object(loop, "run_in_executor", self._counting(loop.run_in_executor)))
             undo.enter_context(mock.patch.object(Threads, "begin", self._counting(Threads.begin)))
+            undo.enter_context(mock.patch.object(Threads, "wakes_always", True))
             undo.enter_context(mock.patch.object(selector, "select", self._wait))
             undo.enter_context(mock.patch.object(time, "monotonic", self.time))
             undo.enter_context(mock.patch.object(time, "time", self._wall_time))

@@ -13,6 +13,7 @@ import pytest
 import flame
 from flame.broker.errors import StreamFull
 from flame.broker.memory import Faults, MemoryBroker, MemoryServer
+from flame.broker.seam import Broker
 from flame.errors import BrokerUnavailable, MalformedMessage, PayloadTooLarge, QueueFull
 from flame.protocol import defaults, subjects, topology
 from flame.protocol.api import CreateSession, UpdateCommonData, Verb
@@ -21,6 +22,7 @@ from flame.protocol.states import TaskState
 from flame.protocol.supervision import Assignment, Orders
 from flame.protocol.values import ValueRef
 from flame.service.renewal import Renewal
+from flame.service.values import load as really_load
 from flame.values import load_value, store_value
 from flame_services.scheduler.left_values import LeftValues
 from tests.support.cluster import eventually
@@ -547,6 +549,31 @@ def test_common_data_that_is_replaced_while_it_is_loaded_is_asked_for_again() ->
     run_virtually(main())
 
 
+@pytest.mark.parametrize("newest", [b"small", some(2 * PART, b"newest")], ids=["by small data", "by large data"])
+def test_common_data_that_is_replaced_before_its_session_is_entered_costs_no_attempt(
+    newest: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @virtually
+    async def test(cluster: MemoryCluster) -> None:
+        client = cluster.client()
+        session = await client.create_session(await cluster.application(), some(PART))
+        replaced: list[int] = []
+
+        async def load(broker: Broker, assignment: Assignment, ref: ValueRef) -> bytes:
+            if not replaced:  # its executor knows where the data is, and is about to load it
+                replaced.append(await session.update_common_data(newest))
+            return await really_load(broker, assignment, ref)
+
+        monkeypatch.setattr("flame.service.executor.load", load)
+        assert (await session.invoke(b"common")).output == newest
+        assert replaced == [1]
+        info = await client.get_session(session.id)
+        assert info.session.bind_failures == 0
+        assert [service.updates for service in cluster.services(session.application)] == [[]]
+
+    test()
+
+
 @virtually
 async def test_common_data_that_is_not_all_there_is_refused(cluster: MemoryCluster) -> None:
     client = cluster.client()
@@ -607,6 +634,25 @@ async def test_what_was_stored_for_a_session_that_never_came_goes_after_an_hour(
     await values.look(applications, 100.0 + 2 * defaults.VALUE_ORPHAN_S)
     assert await parts("never") == (0, 2)
     assert await parts("open") == (2, 2)
+
+
+@virtually
+async def test_inputs_of_a_session_that_goes_on_go_when_their_tasks_have_ended(cluster: MemoryCluster) -> None:
+    client = cluster.client()
+    session = await client.create_session(await cluster.application(), some(PART), idle_timeout_s=0)
+    delayed = flame.TaskOptions(delay_s=10_000)
+    waiting = await session.create_task(some(PART), options=delayed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(defaults, "VALUE_ORPHAN_S", 60)
+        await session.invoke(some(PART), key="one")
+        await session.invoke(some(2 * PART))
+        assert await parts_of(cluster, session, subjects.IN) == 5
+        await asyncio.sleep(200)
+        assert await parts_of(cluster, session, subjects.IN) == 2, "the common data's, and that of the task that waits"
+        await waiting
+        await asyncio.sleep(200)
+    assert await parts_of(cluster, session, subjects.IN) == 1
+    assert await session.update_common_data(b"") == 1
 
 
 @virtually

@@ -137,6 +137,18 @@ async def test_values_that_went_meanwhile_are_not_waited_for(leader: Leader, rea
     await reading.stop()
 
 
+async def test_what_comes_while_the_leader_is_asked_counts_as_no_look(leader: Leader, reading: Reading) -> None:
+    leader.newest, leader.counted = 500, 1
+    await reading.start()
+    for sequence in range(1, LOOKS + 3):
+        await leader.deliver(sequence, pending=0)
+    await asked(leader, 1)
+    assert not reading.complete.done()
+    await leader.deliver(500, pending=0)
+    await reading.complete
+    await reading.stop()
+
+
 async def test_a_bucket_that_is_written_without_end_is_read_all_the_same(leader: Leader, reading: Reading) -> None:
     leader.newest, leader.counted = 2, 1
     await reading.start()

@@ -49,7 +49,7 @@ class AttachingSettings(Settings):
     executor: Annotated[str, AfterValidator(partial(check_token, "executor"))] = Field(
         description="what the process reports as until it has a session"
     )
-    pid: int = Field(gt=1, description="of the process")
+    pid: int = Field(ge=1, description="of the process")
     channel_fd: int = Field(ge=0, description="one of a pair of sockets, of which the process has the other")
 
 

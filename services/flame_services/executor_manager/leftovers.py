@@ -23,7 +23,6 @@ from flame_services.executor_manager.process import (
     group_of,
     identity,
     is_alive,
-    signal_group,
     started_at,
 )
 from flame_services.executor_manager.reasons import Reason
@@ -115,7 +114,9 @@ def groups_below(pid: int) -> set[int]:
 async def _end(groups: set[int]) -> None:
     for group in groups:
         log.warning("ending an executor of an earlier manager", pid=group, reason=REASON.text)
-        signal_group(group, signal.SIGKILL)
+        if group > 1 and group != os.getpgrp():  # its leader may have died before the service that it had started
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(group, signal.SIGKILL)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_END_S):
             for group in groups:

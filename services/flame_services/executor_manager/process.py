@@ -68,7 +68,7 @@ class ExecutorProcess:
         self.identity: Final = identity(self.pid) or ""
         self.ended: Final[asyncio.Future[int]] = asyncio.get_running_loop().create_future()
         """Brings the status, negative after a signal, once the process has ended and the group was killed."""
-        self._watch = ExitWatch(self.pid, self._end, lambda: self._process.poll() is not None)
+        self._watch = ExitWatch(self.pid, self._end, lambda: not is_alive(self.pid))
 
     def owns(self, pid: int) -> bool:
         """Whether a process is one of this executor's."""

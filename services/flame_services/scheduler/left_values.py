@@ -1,6 +1,7 @@
-"""Large inputs and common data that no session will ever ask for: their client ended before it created the session.
+"""Large inputs and common data that nobody will ever ask for.
 
-Or its session had ended before they were stored. Everything else goes with its session.
+Their client ended before it created the session, or the session had ended before they were stored; or they are the
+inputs of tasks that have ended. Everything else goes with its session.
 """
 
 from __future__ import annotations
@@ -12,19 +13,20 @@ from flame.broker.seam import Broker
 from flame.errors import FlameError
 from flame.logs import get_logger
 from flame.protocol import defaults, subjects
+from flame.protocol.ids import task_of_value
 
 log = get_logger("flame.scheduler")
 
 
 class LeftValues:
-    """Removes values of sessions that are over, or never were, when they were found so twice, an hour apart."""
+    """Removes what nobody needs, when it was found so twice, an hour apart: it may just be stored."""
 
     def __init__(self, broker: Broker, is_over: Callable[[str], Awaitable[bool]]) -> None:
         """Ask ``is_over`` whether a session has settled, or doesn't exist."""
         self._broker = broker
         self._is_over = is_over
         self._suspects: dict[str, set[tuple[str, str]]] = {}
-        """By application, sessions and values that were found the last time."""
+        """By application, sessions and values that were found the last time, those of waiting tasks included."""
         self._next = 0.0
 
     async def look(self, applications: Iterable[str], now: float) -> None:
@@ -50,10 +52,18 @@ class LeftValues:
         over = {session for session in {session for session, _ in values} if await self._is_over(session)}
         suspects = self._suspects[application] = set()
         for session, value in values:
-            if session not in over:
+            task = task_of_value(value)
+            if session not in over and not task:
                 continue
-            if (session, value) not in before:
-                suspects.add((session, value))  # somebody may just be storing it
+            if (session, value) not in before or (
+                session not in over and await self._is_stored(application, session, task)
+            ):
+                suspects.add((session, value))
                 continue
             log.info("removing a large value that was left", session=session, value=value)
             await self._broker.purge(stream, subjects.blob(application, session, subjects.IN, value, "*"))
+
+    async def _is_stored(self, application: str, session: str, task: str) -> bool:
+        """Whether a task waits or runs."""
+        stream = subjects.task_stream(application)
+        return await self._broker.last(stream, subjects.task(application, session, task)) is not None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +17,9 @@ from flame.protocol.attaching import ATTACHED
 from flame.protocol.records import ExecutorRecord
 from flame.protocol.states import ExecutorState
 from flame_services.executor_manager import leftovers
-from flame_services.executor_manager.process import group_is_alive, signal_group, started_at
+from flame_services.executor_manager.launch import Launch
+from flame_services.executor_manager.process import ExecutorProcess, group_is_alive, signal_group, started_at
+from tests.support.cluster import alive, eventually
 
 Start = Callable[..., int]
 
@@ -98,3 +102,18 @@ def test_of_what_an_earlier_manager_has_left_only_executors_in_sessions_of_their
 @pytest.mark.parametrize("pid", [0, 1, -1, os.getpid()], ids=["0", "1", "-1", "me"])
 def test_a_record_of_no_executor_names_no_group(pid: int) -> None:
     assert leftovers._group_of(record(pid, process_started=started_at(pid) if pid > 0 else 0.0)) is None
+
+
+async def test_what_a_service_has_started_ends_with_it_where_the_system_tells_of_no_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_pid: int, _flags: int = 0) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    mark = tmp_path / "child"
+    launch = Launch(("/bin/sh", "-c", f"sleep 1000 & echo $! > {mark}"), tmp_path, dict(os.environ))
+    with (tmp_path / "output").open("wb") as output:
+        process = ExecutorProcess(launch, output.fileno(), output.fileno(), ())
+    assert await process.ended == 0
+    await eventually(lambda: not alive(int(mark.read_text())), "its child is gone")

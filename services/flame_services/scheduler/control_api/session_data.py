@@ -45,6 +45,7 @@ async def update_common_data(broker: Broker, store: Store, request: UpdateCommon
     """
     session = check_token("session", request.session)
     check_common_data(request.data, request.data_ref)
+    kept = False
     while True:
         found = await store.sessions.get(session)
         if found is None:
@@ -56,11 +57,14 @@ async def update_common_data(broker: Broker, store: Store, request: UpdateCommon
         try:
             _check(record, request)
         except FlameError:
+            if kept:  # somebody was quicker, and no record will ever name it
+                await store.common_data.delete(key)
             await drop_upload(broker, store, record, request.data_ref)
             raise
         await check_stored(broker, record.application, session, request.data_ref)
         with contextlib.suppress(RevisionConflict):  # it is there from before
             await store.common_data.create(key, value)
+        kept = True
         changed = record.changed(common_data_key=key, common_data_version=record.common_data_version + 1)
         try:
             await store.sessions.update(session, changed, revision)
