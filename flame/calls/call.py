@@ -71,6 +71,11 @@ class FunctionCall(Generic[R_co]):
         """The id of its session."""
         return self._caller.session.id
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop in which its end is heard of."""
+        return self._caller.loop
+
     def done(self) -> bool:
         """Whether it has ended, or nothing more can be learned of it."""
         if self._handle is not None:
@@ -124,7 +129,7 @@ class FunctionCall(Generic[R_co]):
             if self._handle is None:
                 await self._unsent()
             else:
-                self.read(await self._caller.with_output(await self._handle.finished()))
+                self.read(await self.whole())
         value: R_co = self._value
         return value
 
@@ -141,7 +146,9 @@ class FunctionCall(Generic[R_co]):
     def read(self, task: Task) -> Any:
         """Return the value of its finished task; raises as awaiting it does."""
         if self._value is _UNREAD:
-            self._value = value_of(self.message.name, task)
+            value = value_of(self.message.name, task)
+            if self._value is _UNREAD:  # another thread may have been quicker: all are to have the same object
+                self._value = value
         return self._value
 
     async def met(self) -> None:
@@ -176,8 +183,12 @@ class FunctionCall(Generic[R_co]):
 
     async def output(self) -> bytes:
         """Return the bytes of its value, for another session. It must have succeeded."""
+        return (await self.whole()).check().output
+
+    async def whole(self) -> Task:
+        """Return its finished task with its output, however large. It must have been submitted."""
         assert self._handle is not None
-        return (await self._caller.with_output(await self._handle.finished())).check().output
+        return await self._caller.with_output(await self._handle.finished())
 
     async def _until_submitted(self) -> None:
         if self._handle is None and self._failure is None and self._because is None:

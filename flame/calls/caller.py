@@ -12,10 +12,12 @@ from flame.calls.call import FunctionCall, cause_of, lacks_output
 from flame.calls.messages import InstanceGone
 from flame.client.home import check_loop
 from flame.client.task import Task, TaskHandle
-from flame.errors import FlameError, InternalError
+from flame.errors import FlameError, InternalError, WrongThread
 from flame.protocol.codes import ErrorCode
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from flame.calls.definitions import SentFunctions
     from flame.client.session import Session
 
@@ -29,17 +31,29 @@ class Caller:
         self.incarnation = 0 if functions is not None else 1
         """How often the object has been made, as far as is known here; 0: there is none."""
         self._functions = functions
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
+        """Where they are made."""
         self._queue: deque[FunctionCall[Any]] = deque()
         self._waiting: set[FunctionCall[Any]] = set()
         """Calls whose arguments are not all there."""
         self._worker: asyncio.Task[None] | None = None
+        self._idle: asyncio.Future[None] | None = None
+        """What is done when no call is left that was not submitted."""
         session.leave_large_outputs()  # most of them only executors need
         self._storing: dict[TaskHandle, asyncio.Future[None]] = {}
 
     def check_loop(self) -> None:
         """Raise `WrongThread` anywhere but in the event loop of the session."""
-        check_loop(f"session {self.session.id}", self._loop)
+        check_loop(f"session {self.session.id}", self.loop)
+
+    def check_arguments(self, calls: Iterable[FunctionCall[Any]]) -> None:
+        """Raise `WrongThread` if the end of one of the calls can't be waited for here; in any thread."""
+        for call in calls:
+            if call.loop is not self.loop:
+                raise WrongThread(
+                    f"{call} is a call of another event loop, whose end is not heard of here: await it there, and pass"
+                    " its value"
+                )
 
     def begin(self, call: FunctionCall[Any]) -> None:
         """Make a call, now or when its arguments are there. Must be called in the session's event loop."""
@@ -49,14 +63,20 @@ class Caller:
             self._put(call)
             return
         self._waiting.add(call)
-        for dependency in tuple(call.dependencies):
-            dependency.ended().add_done_callback(partial(self._met, call, dependency))
+        try:
+            for dependency in tuple(call.dependencies):
+                dependency.ended().add_done_callback(partial(self._met, call, dependency))
+        except BaseException:
+            self._waiting.discard(call)
+            self._settle_idle()
+            raise
 
     def give_up(self, call: FunctionCall[Any], error: FlameError) -> None:
         """Don't make a call, unless it is being submitted."""
         if call in self._waiting:
             self._waiting.discard(call)
             call.fail(error)
+            self._settle_idle()
         elif call in self._queue:
             self._queue.remove(call)
             call.fail(error)
@@ -68,12 +88,10 @@ class Caller:
 
     async def idle(self) -> None:
         """Return when every call was submitted, or will not be."""
-        while self._waiting or self._worker is not None:
-            if self._waiting:
-                await asyncio.wait([call.ended() for call in self._waiting], return_when=asyncio.FIRST_COMPLETED)
-                await asyncio.sleep(0)  # their callbacks move them on
-            if self._worker is not None:
-                await asyncio.wait([self._worker])
+        while self.busy:
+            if self._idle is None:
+                self._idle = self.loop.create_future()
+            await asyncio.shield(self._idle)
 
     @property
     def busy(self) -> bool:
@@ -106,6 +124,7 @@ class Caller:
         if failed is not None:
             self._waiting.discard(call)
             call.fail_because_of(failed)
+            self._settle_idle()
             return
         call.unmet -= 1
         if not call.unmet:
@@ -115,7 +134,7 @@ class Caller:
     def _put(self, call: FunctionCall[Any]) -> None:
         self._queue.append(call)
         if self._worker is None:
-            self._worker = self._loop.create_task(self._work(), name=f"calls of {self.session.id}")
+            self._worker = self.loop.create_task(self._work(), name=f"calls of {self.session.id}")
 
     async def _work(self) -> None:
         try:
@@ -129,6 +148,12 @@ class Caller:
                     call.fail(InternalError(f"{call} could not be made: {type(error).__name__}: {error}"))
         finally:
             self._worker = None
+            self._settle_idle()
+
+    def _settle_idle(self) -> None:
+        if self._idle is not None and not self.busy:
+            self._idle.set_result(None)
+            self._idle = None
 
     async def _submit(self, call: FunctionCall[Any]) -> None:
         handle = await self.session.submit(await self.input_of(call), call.options)

@@ -72,7 +72,7 @@ class RemoteFunction(Generic[P, R]):
         functions = self._functions()
         if not self._sent_as:
             self._sent_as = functions.add(self.function)
-        return prepare(caller, self.name, self._sent_as, (args, kwargs), functions.modules, self.options)
+        return prepare(caller, self.name, self._sent_as, (args, kwargs), tuple(functions.modules), self.options)
 
     def check_of(self, caller: Caller) -> None:
         """Raise `InvalidArgument` if this is a function of another session."""
@@ -105,9 +105,10 @@ def prepare(
     modules: Iterable[str],
     options: TaskOptions | None,
 ) -> FunctionCall[Any]:
-    """Return a call with its arguments as they are now; raise `Unpicklable`."""
+    """Return a call with its arguments as they are now; raise `Unpicklable`, or `WrongThread` for another loop's."""
     with collecting() as dependencies:
         pickled = argument_bytes(name, *arguments, modules)
+    caller.check_arguments(dependencies)
     return FunctionCall(caller, Call(name, function, pickled), dependencies, options)
 
 

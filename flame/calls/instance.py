@@ -119,6 +119,6 @@ class NewInstance:
     async def common_data(self) -> bytes:
         """Return what its session is created with, once the values among its arguments are there."""
         for call in self.dependencies:
-            await call
+            await call.met()  # its value is nothing to this process
             self._message.references.append(await call.output())
         return Definitions(instance=self._message).encode()

@@ -74,6 +74,9 @@ class FunctionSession:
         self._functions: SentFunctions | None = None
         self._instances: list[Instance[Any]] = []
         self._closed = False
+        """No more calls are taken."""
+        self._ended = False
+        """All that was made is closed."""
 
     @property
     def session(self) -> Session:
@@ -119,7 +122,7 @@ class FunctionSession:
 
     async def close(self) -> None:
         """Wait for every call that was made, then close the session and those of its objects. Idempotent."""
-        if not self._closed and self._session is not None:
+        if not self._ended and self._session is not None:
             await self._end(None)
 
     async def _end(self, error: BaseException | None) -> None:
@@ -137,6 +140,7 @@ class FunctionSession:
         async with contextlib.AsyncExitStack() as stack:  # one that can't be closed keeps no other from that
             for caller in reversed(callers):
                 stack.push_async_callback(caller.session.__aexit__, kind, error, None)
+        self._ended = True  # what was interrupted or could not be done can be done again
 
     # ---- functions
 
@@ -282,7 +286,12 @@ class FunctionSession:
         """Make an object of what was taken over."""
         options: FunctionOptions = {**self._options, "min_instances": 1, "max_instances": 1, "session_id": None}
         connection = self._opened(self._connection)
+        self.caller().check_arguments(new.dependencies)
         session = await _create(connection, await new.common_data(), options)
+        if self._closed:  # meanwhile
+            error = self._closed_error()
+            await session.__aexit__(type(error), error, None)
+            raise error
         instance: Instance[T] = Instance(cls, new.modules, Caller(session, None))
         self._instances.append(instance)
         return instance
@@ -295,7 +304,8 @@ class FunctionSession:
         if instance in self._instances:
             await caller.idle()
             await caller.session.__aexit__(None, None, None)
-            self._instances.remove(instance)
+            if instance in self._instances:  # another release may have been quicker
+                self._instances.remove(instance)
 
     # ---- how
 
@@ -303,8 +313,11 @@ class FunctionSession:
         """Return what makes the session's calls; raise `SessionNotOpen` if it was closed."""
         caller = self._opened(self._caller)
         if self._closed:
-            raise SessionNotOpen(f"session {caller.session.id} was closed: no function of it can be called any more")
+            raise self._closed_error()
         return caller
+
+    def _closed_error(self) -> SessionNotOpen:
+        return SessionNotOpen(f"session {self.session.id} was closed: no function of it can be called any more")
 
     def _opened(self, part: T | None) -> T:
         if part is None:

@@ -7,6 +7,7 @@ import contextlib
 import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
+from pickle import PROTO
 from types import TracebackType
 from typing import Any, Final
 
@@ -25,6 +26,9 @@ INCARNATION: Final = "flame.incarnation"
 _DETAILS_BYTES: Final = 128 * 1024
 """An exception that is larger than this reaches the client as type, message and traceback only."""
 
+_READS: Final = 16
+"""How many arguments an executor reads at once: the broker cuts a connection to which it has too much to say."""
+
 
 class FunctionService(FlameService):
     """Calls functions, or the methods of one object.
@@ -38,6 +42,7 @@ class FunctionService(FlameService):
         self._functions: dict[bytes, Any] = {}
         """Those that were loaded."""
         self._threads = Threads()
+        self._reading = asyncio.Semaphore(_READS)
         self._object: Any = None
         self._in_loop = False
         """The object has coroutines, and is used in the event loop only."""
@@ -68,7 +73,7 @@ class FunctionService(FlameService):
     async def on_task_invoke(self, context: TaskContext) -> bytes:
         """Call what the task says."""
         call = _read(context.input)
-        values = await _values(context, call.references) if call.references else ()
+        values = await self._values(context, call.references) if call.references else ()
         token = running.set(context)
         try:
             target = self._function(call) if call.function else await self._method(call, context)
@@ -85,6 +90,17 @@ class FunctionService(FlameService):
         finally:
             running.reset(token)
         return result_bytes(call.name, value)
+
+    async def _values(self, context: TaskContext, references: Sequence[str | bytes]) -> list[Any]:
+        """Return the values that stand for themselves among a call's arguments."""
+        outputs = await asyncio.gather(*(self._output(context, each) for each in references))
+        return [_load("an argument", output) for output in outputs]
+
+    async def _output(self, context: TaskContext, reference: str | bytes) -> bytes:
+        if isinstance(reference, bytes):
+            return reference
+        async with self._reading:
+            return await context.output_of(reference)
 
     def _function(self, call: Call) -> Any:
         function = self._functions.get(call.function)
@@ -173,16 +189,6 @@ def _arguments(call: Call, values: Sequence[Any]) -> tuple[Sequence[Any], dict[s
     return args, kwargs
 
 
-async def _values(context: TaskContext, references: Sequence[str | bytes]) -> list[Any]:
-    """Return the values that stand for themselves among a call's arguments."""
-    outputs = await asyncio.gather(*(_output(context, each) for each in references))
-    return [_load("an argument", output) for output in outputs]
-
-
-async def _output(context: TaskContext, reference: str | bytes) -> bytes:
-    return reference if isinstance(reference, bytes) else await context.output_of(reference)
-
-
 class _Telling:
     """Has what user code raises reach the client as it is, besides its type, message and traceback."""
 
@@ -195,6 +201,9 @@ class _Telling:
             raise RuntimeError(f"sys.exit({error.code!r}) was called, which would end the executor") from error
         if isinstance(error, Exception):
             with contextlib.suppress(Exception):  # it may be of any kind
+                former = getattr(error, "details", None)
+                if type(former) is bytes and former.startswith(PROTO):  # it was raised, and told, before
+                    del error.details  # type: ignore[attr-defined]  # as below
                 details = dump(error)
                 if len(details) <= _DETAILS_BYTES:
                     error.details = details  # type: ignore[attr-defined]  # where `flame.TaskFault.details` comes from

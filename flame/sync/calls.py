@@ -20,7 +20,7 @@ from flame.calls.session import FunctionOptions, outcome
 from flame.calls.session import FunctionSession as AsyncFunctionSession
 from flame.client.mapping import total_of
 from flame.client.typed import with_total
-from flame.errors import FlameError, InvalidArgument, TaskCancelled, TaskError, TimedOut
+from flame.errors import FlameError, InternalError, InvalidArgument, TaskCancelled, TaskError, TimedOut
 from flame.protocol.states import TaskState
 from flame.sync.background import Background, background
 from flame.sync.session import Session
@@ -42,6 +42,10 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+
+
+class _Failed(Exception):
+    """Stands for the error of a call: so whoever waits for the first exception hears of it."""
 
 
 class FunctionCall(Future[R]):
@@ -76,22 +80,23 @@ class FunctionCall(Future[R]):
 
         Otherwise it raises what awaiting a `flame.FunctionCall` does, and `WrongThread` on the background's thread.
         """
-        if not self.done():
-            self._background.check()
-        try:
-            super().result(timeout)
-        except TimeoutError as error:
-            if isinstance(error, FlameError) or timeout is None:
-                raise
-            raise TimedOut(f"{self} has not ended after {timeout:g} s; it goes on") from None
-        return self._background.run(_awaited(self._call)) if self._call.is_large else self._call.value()
+        lost = self._given_up(timeout)
+        if lost is not None:
+            raise lost
+        if self._call.is_large:
+            return self._call.read(self._background.run(self._call.whole()))  # type: ignore[no-any-return]
+        return self._call.value()
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Wait for the end and return what `result` would raise; ``None`` if the call succeeded."""
+        """Wait for the end and return what `result` would raise; ``None`` if the call succeeded.
+
+        It fetches nothing: that a large value can't be had or loaded only `result` finds out.
+        """
+        lost = self._given_up(timeout)
+        if lost is not None or self._call.is_large:
+            return lost
         try:
-            self.result(timeout)
-        except TimedOut:
-            raise
+            self._call.value()
         except FlameError as error:
             return error
         return None
@@ -133,6 +138,16 @@ class FunctionCall(Future[R]):
         super().__init__()
         self.set_exception(error)
 
+    def _given_up(self, timeout: float | None) -> BaseException | None:
+        """Wait for the end; return with what error it was given up, if it was."""
+        if not self.done():
+            self._background.check()
+        try:
+            error = super().exception(timeout)
+        except TimeoutError:
+            raise TimedOut(f"{self} has not ended after {timeout or 0:g} s; it goes on") from None
+        return None if isinstance(error, _Failed) else error
+
     def _call_back(self, fn: Callable[[Future[R]], object], _: Future[R]) -> None:
         if self._background.is_here():
             self._background.callbacks.put(partial(fn, self))
@@ -140,14 +155,23 @@ class FunctionCall(Future[R]):
             fn(self)
 
     def _begin(self, caller: Caller) -> None:
-        caller.begin(self._call)
+        try:
+            caller.begin(self._call)
+        except FlameError as error:
+            self._call.fail(error)
+        except Exception as error:  # noqa: BLE001  # whoever waits must hear of it
+            self._call.fail(InternalError(f"{self} could not be made: {type(error).__name__}: {error}"))
         self._call.ended().add_done_callback(self._settle)
 
     def _settle(self, _: object) -> None:
         self._background.outstanding.discard(self)
         if not self._background.silent:
             with suppress(InvalidStateError):  # it was given up
-                self.set_result(None)  # type: ignore[arg-type]  # its value is loaded on the thread that asks for it
+                # Its value, or the error, is loaded on the thread that asks for it.
+                if self._call.failed_with is not None:
+                    self.set_exception(_Failed())
+                else:
+                    self.set_result(None)  # type: ignore[arg-type]
 
 
 class RemoteFunction(Generic[P, R]):
@@ -356,10 +380,6 @@ class FunctionSession:
         if not isinstance(instance, Instance):
             raise InvalidArgument(f"release: expected an Instance, got {type(instance).__name__}")
         self._background.run(self._session.release(instance._instance))  # noqa: SLF001  # as it is known there
-
-
-async def _awaited(call: AsyncCall[R]) -> R:
-    return await call
 
 
 def functions(**options: Unpack[FunctionOptions]) -> FunctionSession:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -62,8 +63,23 @@ class Counter:
         time.sleep(60)
 
 
+class Large:
+    """Knows in which thread it was loaded."""
+
+    def __init__(self) -> None:
+        self.data = bytes(1_000_000)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, thread=threading.current_thread().name)
+
+
 def square(x: int) -> int:
     return x * x
+
+
+def refuse_later() -> None:
+    time.sleep(0.5)
+    raise Refusal("later")
 
 
 def dying_square(x: int) -> tuple[int, int]:
@@ -257,6 +273,48 @@ def test_calls_are_futures_without_async(cluster: Cluster) -> None:
         assert fs.session.application == "flmfunc"
     with pytest.raises(flame.SessionNotOpen):
         sq(1)
+
+
+def test_large_values_are_fetched_by_whoever_wants_them_only(cluster: Cluster) -> None:
+    with flame.sync.connect(cluster.broker.endpoint) as connection, connection.functions(max_instances=3) as fs:
+        large = fs.function(Large)()
+        assert large.exception(60) is None
+        assert not large.cancelled()
+        assert large._call.is_large, "it was not brought here"
+        failing, slow = fs.function(refuse_later)(), fs.function(asyncio.sleep)(60)
+        calls: list[Future[Any]] = [large, failing, slow]
+        done, going_on = wait(calls, timeout=50, return_when=FIRST_EXCEPTION)
+        assert (done, going_on) == ({large, failing}, {slow})
+        assert isinstance(failing.exception(), flame.TaskFailed)
+        assert slow.cancel()
+        value: Any = large.result()
+        assert value.thread == threading.current_thread().name
+        assert large.result() is value
+
+
+def test_calls_from_before_the_background_was_closed_are_refused(cluster: Cluster) -> None:
+    with flame.sync.connect(cluster.broker.endpoint) as connection, connection.functions() as fs:
+        former = fs.function(square)(2)
+        assert former.result(60) == 4
+    flame.sync.close()
+    with flame.sync.connect(cluster.broker.endpoint) as connection, connection.functions() as fs:
+        with pytest.raises(flame.WrongThread, match="another event loop"):
+            fs.function(square)(former)
+        with pytest.raises(flame.WrongThread, match="another event loop"):
+            fs.create(Counter, former)
+        assert fs.function(square)(3).result(60) == 9
+
+
+def test_what_can_not_be_begun_fails(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no way")
+
+    with flame.sync.connect(cluster.broker.endpoint) as connection, connection.functions() as fs:
+        with monkeypatch.context() as patch:
+            patch.setattr("flame.calls.caller.Caller.begin", broken)
+            error = fs.function(square)(2).exception(60)
+        assert isinstance(error, flame.FlameError)
+        assert "RuntimeError: no way" in str(error)
 
 
 # ---- programs

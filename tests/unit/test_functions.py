@@ -15,14 +15,17 @@ import pytest
 import pytest_asyncio
 
 import flame
+from flame.calls.call import _UNREAD
 from flame.calls.messages import Call, Definitions
-from flame.calls.pickling import module_of
+from flame.calls.pickling import dump, module_of
 from flame.calls.sending import definition_bytes
 from flame.errors import MalformedMessage
 from flame.protocol.states import SessionState, TaskState
+from flame.service.functions import FunctionService
 from flame.testing import MemoryCluster, VirtualClock
 
 GLOBAL_LOCK = threading.Lock()
+KEPT = ValueError("again")
 
 
 class Refusal(Exception):
@@ -83,6 +86,10 @@ def total(values: dict[str, Any]) -> int:
 
 def refuse(value: Any) -> None:
     raise Refusal(value, "not this")
+
+
+def raise_again() -> None:
+    raise KEPT
 
 
 def uses_a_lock() -> None:
@@ -365,7 +372,64 @@ async def test_an_object_that_was_lost_before_it_was_used_is_not_missed(
     assert await counter.increment() == 11
 
 
+async def test_arguments_of_its_constructor_are_not_loaded_here(fs: flame.FunctionSession) -> None:
+    call = fs.function(square)(2)
+    counter = await fs.create(Counter, call)
+    assert await counter.increment() == 5
+    assert call._value is _UNREAD
+    with pytest.raises(flame.TaskFailed, match="not this"):
+        await fs.create(Counter, fs.function(refuse)(1))
+
+
 # ---- the end
+
+
+async def test_closing_can_be_tried_again(cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def unavailable(*_: object) -> None:
+        raise flame.SchedulerUnavailable("not now")
+
+    fs = await cluster.connection.functions()
+    await fs.create(Counter, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(cluster.connection, "request_close", unavailable)
+        with pytest.raises(flame.SchedulerUnavailable):
+            await fs.close()
+    with pytest.raises(flame.SessionNotOpen):
+        fs.function(square)(1)
+    await asyncio.gather(fs.close(), fs.close())
+    await fs.close()
+    sessions = [info.session for info in await cluster.connection.list_sessions()]
+    assert [session.state for session in sessions] == [SessionState.CLOSED] * 2
+
+
+async def test_an_object_that_is_made_during_the_closing_is_closed(cluster: MemoryCluster) -> None:
+    fs = await cluster.connection.functions()
+    creating = asyncio.ensure_future(fs.create(Counter, fs.function(asyncio.sleep)(0.1, 5)))
+    await asyncio.sleep(0)
+    await fs.close()
+    with pytest.raises(flame.SessionNotOpen, match="was closed"):
+        await creating
+    sessions = [info.session for info in await cluster.connection.list_sessions()]
+    assert {session.state for session in sessions} == {SessionState.CLOSED}
+
+
+async def test_an_object_may_be_released_twice_at_once(fs: flame.FunctionSession) -> None:
+    counter = await fs.create(Counter, 0)
+    await asyncio.gather(fs.release(counter), fs.release(counter))
+
+
+async def test_idle_means_that_nothing_waits(fs: flame.FunctionSession) -> None:
+    slow = fs.function(asyncio.sleep)(3600)
+    waiting = [fs.function(square)(slow) for _ in range(3)]
+    caller = fs.caller()
+    idle = [asyncio.ensure_future(caller.idle()) for _ in range(2)]
+    await waiting[0].cancel()
+    await asyncio.sleep(0.05)
+    assert caller.busy
+    assert not any(each.done() for each in idle)
+    await slow.cancel()
+    await asyncio.wait_for(asyncio.gather(*idle), 10)
+    await asyncio.wait_for(caller.idle(), 10)
 
 
 async def test_leaving_waits_for_every_call(cluster: MemoryCluster) -> None:
@@ -410,6 +474,36 @@ async def test_it_may_be_opened_without_a_context(cluster: MemoryCluster) -> Non
 
 
 # ---- what can't be sent
+
+
+def test_calls_of_another_event_loop_are_refused() -> None:
+    async def made() -> flame.FunctionCall[int]:
+        async with MemoryCluster(), flame.functions() as fs:
+            return fs.function(square)(2)
+
+    async def passed_on(call: flame.FunctionCall[int]) -> None:
+        async with MemoryCluster(), flame.functions() as fs:
+            with pytest.raises(flame.WrongThread, match="another event loop"):
+                fs.function(square)(call)
+            with pytest.raises(flame.WrongThread, match="another event loop"):
+                await fs.create(Counter, call)
+            assert await fs.function(square)(3) == 9
+
+    asyncio.run(passed_on(asyncio.run(made())))
+
+
+async def test_what_can_not_be_begun_is_not_waited_for(
+    fs: flame.FunctionSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(_: object) -> None:
+        raise RuntimeError("Event loop is closed")
+
+    call = fs.function(asyncio.sleep)(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(flame.FunctionCall, "ended", closed)
+        with pytest.raises(RuntimeError, match="is closed"):
+            fs.function(square)(call)
+    await asyncio.wait_for(fs.caller().idle(), 10)
 
 
 async def test_what_can_not_be_sent_is_named(fs: flame.FunctionSession) -> None:
@@ -457,6 +551,33 @@ async def test_what_can_not_be_loaded_is_named(cluster: MemoryCluster, fs: flame
     unknown = Call("nobody", b"x" * 16, b"")
     with pytest.raises(flame.TaskFailed, match="nobody is no function of this session"):
         await fs.session.invoke(unknown.encode())
+
+
+async def test_an_executor_reads_a_few_arguments_at_once() -> None:
+    class Context:
+        now = most = 0
+
+        async def output_of(self, _: str) -> bytes:
+            self.now += 1
+            self.most = max(self.most, self.now)
+            await asyncio.sleep(0)
+            self.now -= 1
+            return dump(7)
+
+    context: Any = Context()
+    assert await FunctionService()._values(context, ["task"] * 100) == [7] * 100
+    assert context.most == 16
+
+
+async def test_an_exception_that_is_raised_again_says_the_same(fs: flame.FunctionSession) -> None:
+    sizes = set()
+    for _ in range(3):
+        with pytest.raises(flame.TaskFailed, match="again") as raised:
+            await fs.function(raise_again)()
+        error = raised.value.task.error
+        assert error is not None
+        sizes.add(len(error.details))
+    assert 0 < max(sizes) < min(sizes) + 10, "it does not contain what was told before"
 
 
 def test_definitions_are_read_as_they_are_written() -> None:

@@ -41,6 +41,7 @@ NOT_FOR_USERS = {
         "fail_because_of",
         "failed_with",
         "is_large",
+        "loop",
         "message",
         "met",
         "options",
@@ -50,6 +51,7 @@ NOT_FOR_USERS = {
         "submitted",
         "unmet",
         "value",
+        "whole",
     },
     "RemoteFunction": {"prepare"},
     "TaskHandle": {
