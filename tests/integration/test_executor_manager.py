@@ -28,6 +28,7 @@ from flame.protocol.resources import Resources
 from flame.protocol.states import ExecutorState, SessionState
 from flame.protocol.supervision import LEAVE, SERVE, ExecutorReport, LogChunk, Orders
 from flame_services.executor_manager.program import ExecutorManager
+from tests.support.cluster import kill
 from tests.support.node import APP, NODE, PATIENCE_S, Control, left_of, runs, until
 
 
@@ -137,7 +138,7 @@ class TestALife:
         record = await control.reaches(ExecutorState.BOUND)
         wrapper = psutil.Process(record.pid).ppid()
         assert os.getpgid(record.pid) == wrapper
-        os.kill(record.pid, signal.SIGKILL)
+        kill(record.pid)
         record = await control.released(limit_s=5)
         assert not record.clean
         assert record.reason.startswith(f"its service, process {record.pid}, ended while bound; the command that")
@@ -285,7 +286,7 @@ class TestAnEnd:
         await control.manager()
         await control.serve("has children")
         record = await control.reaches(ExecutorState.BOUND)
-        os.kill(record.pid, signal.SIGKILL)
+        kill(record.pid)
         record = await control.released(limit_s=5)
         assert record.reason == "killed by signal SIGKILL while bound"
         assert (record.clean, record.entered, record.code) == (False, True, ReasonCode.KILLED)

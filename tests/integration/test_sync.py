@@ -23,7 +23,7 @@ import flame
 import flame.sync
 from flame.sync.background import NAME
 from flame.sync.callbacks import NAME as CALLBACKS
-from tests.support.cluster import PATIENCE_S, Cluster
+from tests.support.cluster import PATIENCE_S, Cluster, kill
 from tests.support.complaints import complaints
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "sync_client.py"
@@ -201,7 +201,7 @@ def test_a_task_outlives_its_executor(client: flame.sync.Connection, session: fl
     pid = json.loads(session.invoke(call("who")).output)["pid"]
     handle = session.create_task(call("sleep", 1))
     until(handle.running, "it runs")
-    os.kill(pid, signal.SIGKILL)
+    kill(pid)
     task = handle.result(PATIENCE_S)
     assert task.attempt == 2
     assert int(task.output) != pid
