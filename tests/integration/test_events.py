@@ -19,7 +19,7 @@ from flame.protocol.messages import TaskMessage
 from flame.protocol.records import SessionRecord
 from flame.protocol.states import SessionState
 from flame_services.scheduler.sweep import SWEEP_S
-from tests.support.cluster import PATIENCE_S, Cluster, eventually, executors_of, kill, started_executors
+from tests.support.cluster import PATIENCE_S, Cluster, eventually, kill, started_executors
 from tests.support.ear import listening
 
 NODES = 2
@@ -104,7 +104,7 @@ async def test_a_node_that_is_killed_is_told_of_and_so_are_its_executors(
         await connection.register_application("moves", cluster.service("lab", max_instances=1))
         session = await connection.create_session("moves")
         await session.invoke(call("echo", 1))
-        (executor,) = await eventually(lambda: executors_of(connection, session.id), "its executor is known")
+        (executor,) = await started_executors(connection, session.id)
         node = executor.node
         manager = cluster.managers[node]
         manager.send_signal(signal.SIGKILL)
